@@ -160,7 +160,7 @@ def run(
     prepared = prepare_run(recipe, checkpoint, callbacks, train_transforms, **options)
     splits, method, trainer = prepared.splits, prepared.method, prepared.trainer
     display.attach(trainer)
-    trainer.origin = describe_origin(mask_values(recipe.values), splits.facts["splits"])
+    trainer.origin = describe_origin(mask_values(recipe.values), splits.metadata["splits"])
     if checkpoint:
         check_origin(checkpoint, trainer.origin, args.allow_changed_data)
 
@@ -288,7 +288,7 @@ def load_data(recipe: Recipe) -> ImageSplits:
     args = recipe.training
     with args.main_process_first(desc="loading the data set"):
         splits = load_splits(recipe.data, args.seed, check_length=args.fit_stream)
-    recipe.pin(splits.facts["dataset_commit"], splits.kind.separator)
+    recipe.pin(splits.metadata["dataset_commit"], splits.kind.separator)
     logger.info(splits.describe())
     warn_about_sizes(splits)
     fit_recipe(recipe, splits.problem_type, None if recipe.data.streaming else len(splits.train))
@@ -401,7 +401,7 @@ def report_run(prepared: PreparedRun, output: TrainOutput, evaluation: Evaluatio
     args = recipe.training
     plain_model = prepared.plain_model
     for role, (_, targets) in evaluation.results.items():
-        splits.facts["splits"][role]["rows"] = len(targets)  # of a stream unknown before
+        splits.metadata["splits"][role]["rows"] = len(targets)  # of a stream unknown before
     record = RunRecord.collect(recipe, splits, plain_model, trainer, output, evaluation.metrics)
     record.model.description = describe_architecture(plain_model.timm_model)
     record.temperature = trainer.task.calibrate(evaluation.results)
@@ -414,7 +414,7 @@ def report_run(prepared: PreparedRun, output: TrainOutput, evaluation: Evaluatio
     examples.write(args.output_dir)
     record.examples = examples.record
     if args.save_predictions:
-        root = data_root(recipe.data.dataset_name) if splits.facts["is_local"] else None
+        root = data_root(recipe.data.dataset_name) if splits.metadata["is_local"] else None
         write_predictions(args.output_dir, splits, evaluation.results, root)
     if prepared.tokenizer:
         prepared.tokenizer.save_pretrained(args.output_dir)
@@ -448,7 +448,7 @@ def select_examples(
         rows = range(dataset.images) if dataset.limit is None else None
         return Examples(role, dataset.first(STREAMED_EXAMPLES), rows, answers)
     images = splits[role].select_columns(["image"])
-    root = data_root(splits.facts["dataset_name"]) if splits.facts["is_local"] else None
+    root = data_root(splits.metadata["dataset_name"]) if splits.metadata["is_local"] else None
     rows = read_column(splits[role], "row").to_numpy()
     return Examples(role, dataset, rows, answers, lambda place: image_file(images[place]["image"], root))
 

@@ -1,5 +1,6 @@
 """`ExportRecord` (export.json): options and measurements of exported files."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -151,6 +152,19 @@ class ExportRecord(FileRecord):
         self.hfvit_version = hfvit.__version__
         existing = {other: value for other, value in self.files.items() if (Path(folder) / other).exists()}
         self.files = dict(sorted({**existing, name: entry}.items()))
+        return self._write(folder)
+
+    def remove(self, folder: str | Path, names: Iterable[str]) -> None:
+        """Remove files that are about to be replaced, and save the record.
+
+        Raises:
+            ModelError: export.json cannot be written.
+        """
+        for name in names:
+            self.files.pop(name, None)
+        self._write(folder)
+
+    def _write(self, folder: str | Path) -> Path:
         with wrap_write_errors(Path(folder) / EXPORT_FILE):
             return self.save(folder)
 

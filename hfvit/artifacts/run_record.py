@@ -218,7 +218,7 @@ class RunRecord(FileRecord):
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             command=command_line(),
             model=_model(recipe.model, model, trainer.trained_parameters),
-            data=Data.from_json({**splits.facts, "selected_by": selected_by}),
+            data=Data.from_json({**splits.metadata, "selected_by": selected_by}),
             recipe=json.loads(json.dumps(recipe.values, default=str)),
             unused=recipe.unused,
             seeds=Seeds(seed=args.seed, data_seed=args.data_seed, full_determinism=args.full_determinism),

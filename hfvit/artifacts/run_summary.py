@@ -1,4 +1,4 @@
-"""Summary of a run: scores of each split and facts, as rows, text or HTML."""
+"""Summary of a run: scores of each split and entries, as rows, text or HTML."""
 
 import base64
 import os
@@ -12,7 +12,7 @@ from hfvit.artifacts.run_sections import MultiLabelMetrics, SplitMetrics, Traini
 from hfvit.errors import printable
 from hfvit.utils.formatting import aligned, counted, duration
 
-INDENT = 11  # of the facts, after their names
+INDENT = 11  # of the entries, after their names
 PRECISIONS = {"no": "fp32"}  # Accelerate's word -> the usual one
 SHOWN_FIGURES = ("learning_curves", "confusion_matrix", "precision_recall", "mistakes")
 
@@ -28,7 +28,7 @@ def score_rows(metrics: Mapping[str, MultiLabelMetrics | SplitMetrics]) -> list[
     return [header, *((split, *columns.values()) for split, columns in tables.items())]
 
 
-def summary_facts(record: Any, output_dir: str | Path) -> dict[str, str]:
+def summary_entries(record: Any, output_dir: str | Path) -> dict[str, str]:
     """Describe model, training, selection and files of a run.
 
     Args:
@@ -37,33 +37,33 @@ def summary_facts(record: Any, output_dir: str | Path) -> dict[str, str]:
     """
     model = record.model
     training = record.training
-    facts = {
+    entries = {
         "model": f"{model.architecture}, {model.image_size[0]} px, {model.parameters / 1e6:.1f} M parameters"
         f" ({model.trained_parameters / 1e6:.1f} M trained)"
     }
     if model.texts:
-        facts["texts"] = f"{model.texts.model_type}, fusion {model.texts.fusion}"
+        entries["texts"] = f"{model.texts.model_type}, fusion {model.texts.fusion}"
     resumed = f", resumed at step {training.resumed_at_step:,}" if training.resumed_at_step else ""
     epochs = "" if training.epochs is None else f", {counted(training.epochs, 'epoch')}"
     processes = counted(training.processes, "process", "processes")
-    facts["training"] = (
+    entries["training"] = (
         f"{counted(training.steps, 'step')}{epochs}{resumed} in {duration(training.seconds)};"
         f" {training.images_per_second:,.0f} images/s, {training.data_wait:.1%} of the time waiting for data;"
         f" {PRECISIONS.get(training.precision, training.precision)}, {processes}"
     )
-    facts["selected"] = f"{selection(training)}{_without_test_split(record)}"
+    entries["selected"] = f"{selection(training)}{_without_test_split(record)}"
     if record.eval_tta:
-        facts["evaluated"] = f"with {record.eval_tta} test-time augmentation"
+        entries["evaluated"] = f"with {record.eval_tta} test-time augmentation"
     if record.thresholds:
         thresholds = record.thresholds
-        facts["thresholds"] = (
+        entries["thresholds"] = (
             f"{min(thresholds.values):.2f} to {max(thresholds.values):.2f}, fitted for each class on the"
             f" {thresholds.fitted_on} split"
         )
     elif record.temperature:
-        facts["calibrated"] = _calibration(record)
-    facts["files"] = shown_path(output_dir)
-    return facts
+        entries["calibrated"] = _calibration(record)
+    entries["files"] = shown_path(output_dir)
+    return entries
 
 
 def _entry(name: str, text: str, width: int | None) -> list[str]:
@@ -122,8 +122,8 @@ def summary_table(record: Any, output_dir: str | Path, width: int | None = None)
     table = aligned(rows)
     if width and max(map(len, table)) > width:
         table = aligned([*zip(*rows, strict=True)])
-    facts = {name: printable(text) for name, text in summary_facts(record, output_dir).items()}
-    return "\n".join([*table, "", *(line for entry in facts.items() for line in _entry(*entry, width))])
+    entries = {name: printable(text) for name, text in summary_entries(record, output_dir).items()}
+    return "\n".join([*table, "", *(line for entry in entries.items() for line in _entry(*entry, width))])
 
 
 def summary_html(record: Any, folder: Path | None) -> str:
@@ -134,13 +134,13 @@ def summary_html(record: Any, folder: Path | None) -> str:
         folder: output folder of the run, None if it is not known.
     """
     header, *rows = score_rows(record.metrics)
-    facts = summary_facts(record, folder or record.recipe.get("output_dir") or "")
+    entries = summary_entries(record, folder or record.recipe.get("output_dir") or "")
     lines = [
         "<div>",
         f"<table><thead>{_html_row(header, 'th')}</thead>",
         f"<tbody>{''.join(_html_row(row, 'td') for row in rows)}</tbody></table>",
         "<table><tbody>",
-        *(_html_row((name, text), "td", "text-align: left") for name, text in facts.items() if text),
+        *(_html_row((name, text), "td", "text-align: left") for name, text in entries.items() if text),
         "</tbody></table>",
     ]
     for name in SHOWN_FIGURES if folder else ():

@@ -102,7 +102,7 @@ def _serve(options: argparse.Namespace) -> None:
     from hfvit.artifacts.artifact import find_artifact
     from hfvit.data.decode import is_url
     from hfvit.demo.app import load_gradio, serve
-    from hfvit.demo.run_facts import read_facts, write_class_examples
+    from hfvit.demo.run_results import read_results, write_class_examples
 
     find_artifact(options.artifact)
     examples = _examples(options)
@@ -113,9 +113,9 @@ def _serve(options: argparse.Namespace) -> None:
         quiet_libraries()
         from hfvit.inference.classifier import load_classifier
 
-    facts = read_facts(find_artifact(options.artifact))
-    classifier = load_classifier(options.artifact, options.device, options.threads, tta=facts.tta)
-    classifier.temperature = facts.temperature or 1.0
+    results = read_results(find_artifact(options.artifact))
+    classifier = load_classifier(options.artifact, options.device, options.threads, tta=results.tta)
+    classifier.temperature = results.temperature or 1.0
     if classifier.text_reader:
         raise HFViTError(
             f"ARTIFACT: the demo does not support image and text models, got {options.artifact}. Use `hfvit predict`."
@@ -131,7 +131,7 @@ def _serve(options: argparse.Namespace) -> None:
             share=options.share,
             top_k=options.top_k,
             examples=examples,
-            facts=facts,
+            results=results,
         )
 
 

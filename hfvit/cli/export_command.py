@@ -85,9 +85,7 @@ def add_model(parser: argparse.ArgumentParser, model_help: str) -> None:
         default="auto",
         help="auto is image-classification",
     )
-    parser.add_argument(
-        "--device", default="cpu", help="where PyTorch runs the model for the export: cpu, cuda, ... [%(default)s]"
-    )
+    parser.add_argument("--device", help="where PyTorch runs the model for the export: cpu, cuda, ... [cpu]")
     parser.add_argument("--verbose", action="store_true", help="show the output and warnings of the exporters")
 
 
@@ -112,7 +110,7 @@ def add_calibration(group) -> None:
 def add_gate(parser: argparse.ArgumentParser) -> None:
     """Add the options of the accuracy gate."""
     gate = parser.add_argument_group("accuracy gate")
-    gate.add_argument("--no_gate", action="store_true", help="skip the accuracy gate")
+    gate.add_argument("--no_gate", action="store_true", default=None, help="skip the accuracy gate")
     gate.add_argument(
         "--max_accuracy_drop",
         type=percentage_points,
@@ -130,13 +128,13 @@ def find_model(options: argparse.Namespace) -> "Artifact":
     """Return the artifact of `--model`.
 
     Raises:
-        ModelError: nothing was found, or `--revision` is given for a local path.
+        ModelError: nothing was found, or an option of the Hub is given for a local path.
     """
     from hfvit.artifacts.artifact import find_artifact  # imports NumPy
 
     artifact = find_artifact(options.model)
     if artifact.folder is not None:
-        refuse_unused(options, ["revision"], f"only used with a Hub id, but {options.model} is local")
+        refuse_unused(options, ["revision", "cache_dir"], f"only used with a Hub id, but {options.model} is local")
     return artifact
 
 

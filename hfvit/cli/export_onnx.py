@@ -97,7 +97,7 @@ def export_onnx_command(options: argparse.Namespace) -> None:
     """Check the options, import torch, and export."""
     from hfvit.artifacts.export_folder import claim_folder
     from hfvit.errors import ModelError
-    from hfvit.export.options import CALIBRATED, CALIBRATION, check_gate, refuse_unused
+    from hfvit.export.options import CALIBRATED, CALIBRATION, check_gate, check_opset, refuse_unused
 
     require_checkpoint(options)
     if not options.quantize:
@@ -111,13 +111,11 @@ def export_onnx_command(options: argparse.Namespace) -> None:
         raise ModelError("--target tensorrt: not available with --quantize int8-dynamic. Use --quantize int8.")
     if options.quantize == "fp8" and options.target != "tensorrt":
         raise ModelError("--quantize fp8: requires --target tensorrt, got onnxruntime. Use --quantize int8.")
+    check_opset(options.opset, quantized_for_tensorrt=options.target == "tensorrt")
     folder = claim_folder(options.output)
     quiet_export(options.verbose)
     from hfvit.export.pipeline import Export
-    from hfvit.export.quantization import check_opset
 
-    if options.quantize and options.target == "tensorrt":
-        check_opset(options.opset)
     Export(options, folder).run()
 
 

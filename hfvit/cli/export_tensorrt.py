@@ -103,7 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def export_tensorrt_command(options: argparse.Namespace) -> None:
     """Check the options, then build the engine."""
     from hfvit.errors import ModelError
-    from hfvit.export.options import CALIBRATED, CALIBRATION, GATE, check_gate, refuse_unused
+    from hfvit.export.options import CALIBRATED, CALIBRATION, GATE, check_gate, check_opset, refuse_unused
     from hfvit.trt.api import (
         EngineOptions,
         check_options,
@@ -117,10 +117,12 @@ def export_tensorrt_command(options: argparse.Namespace) -> None:
     if not (artifact.is_checkpoint or artifact.is_onnx):
         raise ModelError(f"--model: must be a checkpoint or an ONNX file, got {artifact.file}.")
     if artifact.is_onnx:
-        refuse_unused(options, ["opset", "atol", *CALIBRATION, *GATE], "only used for a checkpoint, not an ONNX file")
+        unused = ("opset", "atol", "device", "no_gate", *CALIBRATION, *GATE)
+        refuse_unused(options, unused, "only used for a checkpoint, not an ONNX file")
     if options.dtype not in CALIBRATED:
         refuse_unused(options, CALIBRATION, "only used with --dtype int8 or fp8")
     check_gate(options, options.dtype == "bf16")
+    check_opset(options.opset, quantized_for_tensorrt=options.dtype in CALIBRATED)
     names = ("min_batch", "opt_batch", "max_batch", "workspace", "timing_cache", "optimization_level")
     names += ("hardware_compatibility", "version_compatible")
     engine_options = EngineOptions(
@@ -143,11 +145,8 @@ def export_tensorrt_command(options: argparse.Namespace) -> None:
             )
         options.output = expand_user(options.output) / options.triton
     quiet_export(options.verbose)
-    from hfvit.export.quantization import check_opset
     from hfvit.export.tensorrt_pipeline import EngineExport, graph_options
 
-    if options.dtype in CALIBRATED:
-        check_opset(options.opset)
     EngineExport(graph_options(options), backend, engine_options).run()
 
 

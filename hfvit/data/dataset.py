@@ -177,10 +177,12 @@ def image_datasets(
             )
         else:
             reader, how = open_reader(split, kept, source, data_config, show_progress)
-        splits.facts["splits"][role]["input"] = how
+        splits.metadata["splits"][role]["input"] = how
         training = {"augmentation": augmentation, "seed": seed, "repeats": repeats} if role == "train" else {}
         found[role] = ImageDataset(targets_of(split), reader, texts=(texts or {}).get(role), **training)
-    inputs = {role: splits.facts["splits"][role]["input"] for role in ("train", "validation", "test") if role in found}
+    inputs = {
+        role: splits.metadata["splits"][role]["input"] for role in ("train", "validation", "test") if role in found
+    }
     for how in dict.fromkeys(inputs.values()):
         logger.info("%s: images %s", ", ".join(role for role, of_role in inputs.items() if of_role == how), how)
     return found

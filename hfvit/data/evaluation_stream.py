@@ -161,17 +161,17 @@ def _located(example: dict[str, Any], place: int) -> dict[str, Any]:
     return example | {"row": f"{row} of shard {shard}"}
 
 
-# Facts of a data set that its stored rows depend on.
-STORED_FACTS = ("dataset_name", "dataset_config_name", "dataset_commit", "image_column", "label_column", "labels")
+# Metadata of a data set that its stored rows depend on.
+STORED_METADATA = ("dataset_name", "dataset_config_name", "dataset_commit", "image_column", "label_column", "labels")
 
 
-def store_stream(split: IterableDataset, role: str, facts: dict[str, Any], limit: int | None) -> Dataset:
+def store_stream(split: IterableDataset, role: str, metadata: dict[str, Any], limit: int | None) -> Dataset:
     """Store the rows that `EvaluationStream` evaluates in the cache of `datasets`.
 
     Args:
         split: stream with the columns `image` (undecoded) and `label` (class index), from `stream_splits`.
         role: validation or test.
-        facts: description of the data set, `ImageSplits.facts`.
+        metadata: description of the data set, `ImageSplits.metadata`.
         limit: maximum number of images, the first ones of each shard. Default: all.
 
     Returns:
@@ -180,8 +180,8 @@ def store_stream(split: IterableDataset, role: str, facts: dict[str, Any], limit
     Raises:
         DataError: a label is wrong, or the stream cannot be read.
     """
-    name = facts["splits"][role]["source"]
-    classes = len(facts["labels"])
+    name = metadata["splits"][role]["source"]
+    classes = len(metadata["labels"])
 
     def rows() -> Iterator[dict[str, Any]]:
         for row, (place, example) in enumerate(in_order(split, limit=limit)):
@@ -189,9 +189,9 @@ def store_stream(split: IterableDataset, role: str, facts: dict[str, Any], limit
             yield fetched(example, name) | {"row": row, "label": class_index(example, name, classes)}
 
     features = Features({"image": Image(decode=False), "row": Value("int64"), "label": Value("int64")})
-    place = data_root(facts["dataset_name"]) if facts["is_local"] else None
-    known = [facts[fact] for fact in STORED_FACTS]
-    key = Hasher.hash([known, place, facts["splits"][role]["fingerprint"], name, limit])
+    place = data_root(metadata["dataset_name"]) if metadata["is_local"] else None
+    known = [metadata[key] for key in STORED_METADATA]
+    key = Hasher.hash([known, place, metadata["splits"][role]["fingerprint"], name, limit])
     try:
         return Dataset.from_generator(rows, features=features, split=name, fingerprint=key)
     except Exception as error:

@@ -160,7 +160,7 @@ def _image_stream(splits: ImageSplits, augmentation: Augmentation, recipe: Recip
     return ImageStream(
         splits.train,
         name=recipe.data.train_split,
-        images=splits.facts["splits"]["train"]["rows"],
+        images=splits.metadata["splits"]["train"]["rows"],
         classes=len(splits.labels),
         augmentation=augmentation,
         batch_size=args.per_device_train_batch_size,
@@ -186,11 +186,11 @@ def _evaluation_stream(
         recipe: recipe of the run.
     """
     args = recipe.training
-    facts = splits.facts["splits"][role]
+    metadata = splits.metadata["splits"][role]
     return EvaluationStream(
         splits[role],
-        name=facts["source"],
-        images=facts["rows"],
+        name=metadata["source"],
+        images=metadata["rows"],
         labels=splits.labels,
         data_config=data_config,
         batch_size=args.per_device_eval_batch_size,

@@ -213,14 +213,14 @@ def inspect_data(opened: Opened, label_check: LabelCheck | None = None, show_pro
         imbalance=_imbalance(split_class_counts(splits, "train")),
         images=_sizes(scans),
         left_out=_left_out(opened.local),
-        unreadable=[names(role, row, facts.problem) for role, row, facts in _each(scans) if facts.problem],
+        unreadable=[names(role, row, image.problem) for role, row, image in _each(scans) if image.problem],
         tiny=_tiny(scans, names),
-        uniform=[names(role, row) for role, row, facts in _each(scans) if facts.is_uniform],
+        uniform=[names(role, row) for role, row, image in _each(scans) if image.is_uniform],
         duplicates=_duplicates(splits, scans, names),
         label_check=label_check,
     )
     inspection.notes += opened.local.notes if opened.local else []
-    _add_findings(inspection)
+    _add_warnings(inspection)
     return inspection
 
 
@@ -252,7 +252,7 @@ class ImageNames:
 # Reading the images
 
 
-class ImageFacts(NamedTuple):
+class ImageProperties(NamedTuple):
     """Properties of an image; `hash` and `thumbnail` are None if it cannot be decoded."""
 
     width: int = 0
@@ -266,7 +266,7 @@ class ImageFacts(NamedTuple):
     problem: str | None = None
 
 
-def scan(split: Dataset, title: str, show_progress: bool = True) -> list[ImageFacts]:
+def scan(split: Dataset, title: str, show_progress: bool = True) -> list[ImageProperties]:
     """Decode all images of a split.
 
     Args:
@@ -280,20 +280,20 @@ def scan(split: Dataset, title: str, show_progress: bool = True) -> list[ImageFa
     starts = range(0, len(split), CHUNK)
     images = split.select_columns(["image"])
 
-    def read(start: int) -> list[ImageFacts]:
+    def read(start: int) -> list[ImageProperties]:
         return _read_chunk(images[start : start + CHUNK]["image"])
 
-    found: list[ImageFacts] = []
+    found: list[ImageProperties] = []
     bar = tqdm(total=len(split), desc=title, unit="image", disable=None if show_progress else True, leave=False)
     with bar, ThreadPoolExecutor(cores()) as pool:  # Pillow releases the GIL
-        for facts in pool.map(read, starts):
-            found += facts
-            bar.update(len(facts))
+        for chunk in pool.map(read, starts):
+            found += chunk
+            bar.update(len(chunk))
     return found
 
 
-def _read_chunk(images: list[dict[str, Any] | None]) -> list[ImageFacts]:
-    facts: list[ImageFacts] = []
+def _read_chunk(images: list[dict[str, Any] | None]) -> list[ImageProperties]:
+    found: list[ImageProperties] = []
     reduced: list[np.ndarray] = []
     for encoded in images:
         try:
@@ -301,19 +301,19 @@ def _read_chunk(images: list[dict[str, Any] | None]) -> list[ImageFacts]:
         except MemoryError:
             raise
         except Exception as error:
-            facts.append(ImageFacts(problem=image_error_reason(error) if encoded else "there is no image"))
+            found.append(ImageProperties(problem=image_error_reason(error) if encoded else "there is no image"))
             continue
-        facts.append(one)
+        found.append(one)
         reduced.append(pixels)
     if not reduced:
-        return facts
+        return found
     pixels = np.stack(reduced)
     hashes = iter(perceptual_hashes(pixels))
     thumbs = iter(thumbnails(pixels))
-    return [one if one.problem else one._replace(hash=next(hashes), thumbnail=next(thumbs)) for one in facts]
+    return [one if one.problem else one._replace(hash=next(hashes), thumbnail=next(thumbs)) for one in found]
 
 
-def _read_image(encoded: dict[str, Any]) -> tuple[ImageFacts, np.ndarray]:
+def _read_image(encoded: dict[str, Any]) -> tuple[ImageProperties, np.ndarray]:
     content = encoded.get("bytes")
     source = encoded["path"] if content is None else content  # a path beside bytes was not checked
     with open_image(source) as image:
@@ -329,17 +329,17 @@ def _read_image(encoded: dict[str, Any]) -> tuple[ImageFacts, np.ndarray]:
         with open_image(source) as image:
             is_uniform = _is_uniform(to_rgb(image))
     size = os.path.getsize(source) if content is None else len(content)
-    return ImageFacts(width, height, mode, kind or "", size, is_uniform), reduced
+    return ImageProperties(width, height, mode, kind or "", size, is_uniform), reduced
 
 
 def _is_uniform(image) -> bool:
     return all(low == high for low, high in image.getextrema())
 
 
-def _each(scans: dict[str, list[ImageFacts]]) -> Iterator[tuple[str, int, ImageFacts]]:
-    for role, facts in scans.items():
-        for row, one in enumerate(facts):
-            yield role, row, one
+def _each(scans: dict[str, list[ImageProperties]]) -> Iterator[tuple[str, int, ImageProperties]]:
+    for role, images in scans.items():
+        for row, image in enumerate(images):
+            yield role, row, image
 
 
 # Describe
@@ -351,13 +351,13 @@ def split_class_counts(splits: ImageSplits, role: str) -> np.ndarray:
 
 
 def _describe_split(splits: ImageSplits, role: str) -> InspectedSplit:
-    facts = splits.facts["splits"][role]
+    metadata = splits.metadata["splits"][role]
     counts = split_class_counts(splits, role)
     return InspectedSplit(
-        source=facts["source"],
+        source=metadata["source"],
         images=len(splits[role]),
         classes=dict(zip(splits.labels, counts.tolist(), strict=True)),
-        held_out=facts.get("held_out"),
+        held_out=metadata.get("held_out"),
     )
 
 
@@ -389,51 +389,51 @@ def _imbalance(counts: np.ndarray) -> float:
     return round(float(present.max() / present.min()), 2) if len(present) else 1.0
 
 
-def _sizes(scans: dict[str, list[ImageFacts]]) -> ImageSizes | None:
-    readable = [facts for _, _, facts in _each(scans) if not facts.problem]
+def _sizes(scans: dict[str, list[ImageProperties]]) -> ImageSizes | None:
+    readable = [image for _, _, image in _each(scans) if not image.problem]
     if not readable:
         return None
-    width, height = ([getattr(facts, side) for facts in readable] for side in ("width", "height"))
-    sizes = Counter(f"{facts.width}x{facts.height}" for facts in readable)
+    width, height = ([getattr(image, side) for image in readable] for side in ("width", "height"))
+    sizes = Counter(f"{image.width}x{image.height}" for image in readable)
     return ImageSizes(
         width=[min(width), int(np.median(width)), max(width)],
         height=[min(height), int(np.median(height)), max(height)],
         sizes=dict(sizes.most_common(5)),
-        modes=dict(Counter(facts.mode for facts in readable).most_common()),
-        formats=dict(Counter(facts.format for facts in readable).most_common()),
+        modes=dict(Counter(image.mode for image in readable).most_common()),
+        formats=dict(Counter(image.format for image in readable).most_common()),
     )
 
 
-def _tiny(scans: dict[str, list[ImageFacts]], names: ImageNames) -> list[ImageName]:
+def _tiny(scans: dict[str, list[ImageProperties]], names: ImageNames) -> list[ImageName]:
     """Return the images that are much smaller than the others."""
-    sides = [min(facts.width, facts.height) for _, _, facts in _each(scans) if not facts.problem]
+    sides = [min(image.width, image.height) for _, _, image in _each(scans) if not image.problem]
     limit = TINY_FRACTION * float(np.median(sides)) if sides else 0.0
     return [
-        names(role, row, f"{facts.width}x{facts.height} pixels")
-        for role, row, facts in _each(scans)
-        if not facts.problem and min(facts.width, facts.height) < limit
+        names(role, row, f"{image.width}x{image.height} pixels")
+        for role, row, image in _each(scans)
+        if not image.problem and min(image.width, image.height) < limit
     ]
 
 
-def _duplicates(splits: ImageSplits, scans: dict[str, list[ImageFacts]], names: ImageNames) -> list[Duplicates]:
+def _duplicates(splits: ImageSplits, scans: dict[str, list[ImageProperties]], names: ImageNames) -> list[Duplicates]:
     """Return groups of duplicates; images of one color only if their files are equal."""
-    places = [(role, row) for role, row, facts in _each(scans) if not facts.problem]
-    facts = [scans[role][row] for role, row in places]
-    if not facts:
+    places = [(role, row) for role, row, image in _each(scans) if not image.problem]
+    images = [scans[role][row] for role, row in places]
+    if not images:
         return []
-    hashes = np.array([one.hash for one in facts], np.uint64)
-    thumbs = np.stack([one.thumbnail for one in facts])
-    varied = np.flatnonzero([not one.is_uniform for one in facts])
+    hashes = np.array([image.hash for image in images], np.uint64)
+    thumbs = np.stack([image.thumbnail for image in images])
+    varied = np.flatnonzero([not image.is_uniform for image in images])
     near = varied[near_pairs(hashes[varied], thumbs[varied])]
     by_size: dict[tuple, list[int]] = defaultdict(list)
-    for index, one in enumerate(facts):
-        by_size[one.hash, one.bytes].append(index)
+    for index, image in enumerate(images):
+        by_size[image.hash, image.bytes].append(index)
     candidates = [members for members in by_size.values() if len(members) > 1]
     exact = [pair for members in candidates for pair in _same_content(splits, places, members)]
     equal = np.array(exact, np.int64).reshape(-1, 2)
-    same_file = {int(index): number for number, group in enumerate(groups_of(equal, len(facts))) for index in group}
+    same_file = {int(index): number for number, group in enumerate(groups_of(equal, len(images))) for index in group}
     found = []
-    for group in groups_of(np.concatenate([near.reshape(-1, 2), equal]), len(facts)):
+    for group in groups_of(np.concatenate([near.reshape(-1, 2), equal]), len(images)):
         files = {same_file.get(int(index)) for index in group}
         kind = "exact" if len(files) == 1 and None not in files else "near"
         found.append(Duplicates(kind=kind, images=[names(*places[index]) for index in group]))
@@ -464,21 +464,21 @@ def _same_content(splits: ImageSplits, places: list[tuple[str, int]], members: l
 # Warnings and notes
 
 
-def _add_findings(inspection: Inspection) -> None:
+def _add_warnings(inspection: Inspection) -> None:
     if inspection.unreadable:
         inspection.warnings.append(
             f"{counted(len(inspection.unreadable), 'image')} cannot be decoded, such as"
             f" {inspection.unreadable[0].name}. Training stops at them. Remove them, or pass --on_bad_image skip."
         )
-    _add_duplicate_findings(inspection)
-    _add_label_findings(inspection)
-    _add_size_findings(inspection)
-    _add_class_findings(inspection)
+    _warn_of_duplicates(inspection)
+    _warn_of_labels(inspection)
+    _warn_of_sizes(inspection)
+    _warn_of_classes(inspection)
     if inspection.unused_splits:
         inspection.notes.append(f"Splits that are not used: {', '.join(inspection.unused_splits)}.")
 
 
-def _add_duplicate_findings(inspection: Inspection) -> None:
+def _warn_of_duplicates(inspection: Inspection) -> None:
     warnings = inspection.warnings
     for role in ("test", "validation"):
         leaked = [group for group in inspection.leaks if {"train", role} <= set(group.splits)]
@@ -501,7 +501,7 @@ def _add_duplicate_findings(inspection: Inspection) -> None:
         inspection.notes.append(f"{counted(copies, 'copy', 'copies')} of images within their split.")
 
 
-def _add_label_findings(inspection: Inspection) -> None:
+def _warn_of_labels(inspection: Inspection) -> None:
     check = inspection.label_check
     if check and check.agreement < WEAK_MODEL:
         inspection.warnings.append(
@@ -513,7 +513,7 @@ def _add_label_findings(inspection: Inspection) -> None:
         inspection.warnings.append(f"{counted(len(check.suspects), 'suspicious label')}, such as that of {name}.")
 
 
-def _add_size_findings(inspection: Inspection) -> None:
+def _warn_of_sizes(inspection: Inspection) -> None:
     warnings = inspection.warnings
     if inspection.uniform:
         name = inspection.uniform[0].name
@@ -530,7 +530,7 @@ def _add_size_findings(inspection: Inspection) -> None:
         )
 
 
-def _add_class_findings(inspection: Inspection) -> None:
+def _warn_of_classes(inspection: Inspection) -> None:
     warnings = inspection.warnings
     train = inspection.splits["train"].classes
     if similar := similar_names(inspection.labels):
@@ -551,6 +551,6 @@ def _add_class_findings(inspection: Inspection) -> None:
     count = inspection.splits["validation"].images
     if count < FEW_VALIDATION_IMAGES:
         warnings.append(
-            f"validation: only {count} images to select the checkpoint. With fewer than {FEW_VALIDATION_IMAGES}, the"
-            " selection is mostly random."
+            f"validation: only {counted(count, 'image')} to select the checkpoint. With fewer than"
+            f" {FEW_VALIDATION_IMAGES}, the selection is mostly random."
         )

@@ -33,7 +33,7 @@ from hfvit.data.references import check_cards
 from hfvit.data.tables import LABEL_NAMES, as_images, root_cause, split_columns, usual_columns
 from hfvit.errors import DataError, RecipeError, nearest, one_line, printable
 from hfvit.recipe.arguments import DEFAULT_TEST_SPLIT, MULTI_LABEL, SINGLE_LABEL, DataArguments
-from hfvit.utils.formatting import shortened
+from hfvit.utils.formatting import counted, shortened
 from hfvit.utils.hub_ids import folder_or_hub_id, is_local
 
 FEW_VALIDATION_IMAGES = 30
@@ -225,7 +225,7 @@ class ImageSplits:
         test: split that is evaluated once, None without one.
         sources: name of the original split of each role, except for a stream.
         whole: complete original split of each role, before images are held out, except for a stream.
-        facts: description of the data set for run.json.
+        metadata: description of the data set for run.json.
     """
 
     train: Dataset | IterableDataset
@@ -233,28 +233,28 @@ class ImageSplits:
     test: Dataset | IterableDataset | None
     sources: dict[str, str]
     whole: dict[str, Dataset]
-    facts: dict
+    metadata: dict
     kind: SingleLabel | MultiLabel
 
     @property
     def labels(self) -> list[str]:
         """Return the class names in the order of the logits."""
-        return self.facts["labels"]
+        return self.metadata["labels"]
 
     @property
     def image_column(self) -> str:
         """Return the column of the images."""
-        return self.facts["image_column"]
+        return self.metadata["image_column"]
 
     @property
     def label_column(self) -> str | list[str]:
         """Return the column or columns of the labels."""
-        return self.facts["label_column"]
+        return self.metadata["label_column"]
 
     @property
     def problem_type(self) -> str:
         """Return the problem type, as in the configurations of transformers."""
-        return self.facts.get("problem_type", SINGLE_LABEL)
+        return self.metadata.get("problem_type", SINGLE_LABEL)
 
     def __getitem__(self, role: str) -> Dataset | IterableDataset:
         return {"train": self.train, "validation": self.validation, "test": self.test}[role]
@@ -262,11 +262,11 @@ class ImageSplits:
     def describe(self) -> str:
         """Return a line with the columns and the number of images of each split."""
         sizes = ", ".join(
-            f"{name} {'?' if facts['rows'] is None else format(facts['rows'], ',')}"
-            for name, facts in self.facts["splits"].items()
+            f"{name} {'?' if metadata['rows'] is None else format(metadata['rows'], ',')}"
+            for name, metadata in self.metadata["splits"].items()
         )
         return (
-            f"{self.facts['dataset_name']}: images from column '{self.image_column}',"
+            f"{self.metadata['dataset_name']}: images from column '{self.image_column}',"
             f" {self.kind.describe(len(self.labels))}; {sizes} images"
         )
 
@@ -298,6 +298,7 @@ def load_whole_splits(data: DataArguments, seed: int = 42, local: LocalData | No
     image_column = data.image_column or find_image_column(features)
     text_column = data.text_column
     kind = find_labels(loaded["train"], data, image_column)
+    drop_without_label_column(data, names, loaded, kind)
     for role, split in loaded.items():
         check_columns(split, names[role], image_column, kind, text_column)
     _check_overlap(names, {role: _lengths(split, local) for role, split in loaded.items()})
@@ -330,21 +331,21 @@ def load_whole_splits(data: DataArguments, seed: int = 42, local: LocalData | No
 
     roles = [role for role in ("train", "validation", "test") if role in loaded]
     shown = {role: (names[role], len(loaded[role]), loaded[role]._fingerprint) for role in roles}
-    facts = data_facts(data, commit, image_column, kind, labels, shown)
+    metadata = data_metadata(data, commit, image_column, kind, labels, shown)
     for role, fraction in held_out.items():
-        facts["splits"][role]["held_out"] = fraction
+        metadata["splits"][role]["held_out"] = fraction
     for role, counts in left_out.items():
         if counts:
-            facts["splits"][role]["left_out"] = counts
+            metadata["splits"][role]["left_out"] = counts
     if local and local.left_out.counts():
-        facts["left_out"] = local.left_out.counts()
+        metadata["left_out"] = local.left_out.counts()
     return ImageSplits(
         train=loaded["train"],
         validation=loaded["validation"],
         test=loaded.get("test"),
         sources={role: sources[role] for role in loaded},
         whole=whole,
-        facts=facts,
+        metadata=metadata,
         kind=kind,
     )
 
@@ -442,6 +443,36 @@ def _check_overlap(names: Mapping[str, str], lengths: Mapping[str, Mapping[str, 
                 )
 
 
+def _default_roles(data: DataArguments) -> list[str]:
+    """Return the roles whose splits the recipe does not name."""
+    chosen = {"validation": data.validation_split is None, "test": data.test_split == DEFAULT_TEST_SPLIT}
+    return [role for role, is_default in chosen.items() if is_default]
+
+
+def drop_without_label_column(
+    data: DataArguments,
+    names: dict[str, str],
+    loaded: dict[str, Dataset] | dict[str, IterableDataset],
+    kind: SingleLabel | MultiLabel,
+) -> None:
+    """Remove splits without label column that the recipe does not name.
+
+    The test files of competitions have none. One with another usual name is kept, and so an error later.
+
+    Args:
+        data: data options of the recipe.
+        names: names of the splits by role, changed in place.
+        loaded: splits by role, changed in place.
+        kind: labels from `find_labels`.
+    """
+    columns = {kind.name} if isinstance(kind.name, str) else set(kind.name)
+    for role in _default_roles(data):
+        found = loaded[role].features if role in loaded else columns
+        if columns.isdisjoint(found) and not usual_columns(found, LABEL_NAMES):
+            logger.warning("%s: split '%s' has no label column and is not used", role, names[role])
+            del names[role], loaded[role]
+
+
 def _drop_unlabeled(
     data: DataArguments,
     names: dict[str, str],
@@ -458,9 +489,8 @@ def _drop_unlabeled(
         loaded: splits by role, changed in place.
         kind: labels from `find_labels`.
     """
-    chosen = {"validation": data.validation_split is None, "test": data.test_split == DEFAULT_TEST_SPLIT}
-    for role, is_default in chosen.items():
-        if is_default and role in loaded and kind.is_unlabeled(raw_labels[role]):
+    for role in _default_roles(data):
+        if role in loaded and kind.is_unlabeled(raw_labels[role]):
             logger.warning("%s: split '%s' has no labels and is not used", role, names[role])
             for known in (names, raw_labels, loaded):
                 del known[role]
@@ -473,7 +503,7 @@ def labels_as_in_training(
     names: Mapping[str, str],
     class_names: Sequence[str] | None = None,
 ) -> dict[str, list]:
-    """Convert the labels of all splits to the type of those of `train`, see `as_in_training`.
+    """Convert the labels of all splits to the type of the labels of `train`.
 
     Args:
         kind: labels from `find_labels`.
@@ -734,8 +764,8 @@ def warn_about_sizes(splits: ImageSplits) -> None:
     images = len(splits["validation"])
     if images < FEW_VALIDATION_IMAGES:
         logger.warning(
-            "validation: only %d images to select the checkpoint. With fewer than %d, the selection is mostly random.",
-            images,
+            "validation: only %s to select the checkpoint. With fewer than %d, the selection is mostly random.",
+            counted(images, "image"),
             FEW_VALIDATION_IMAGES,
         )
     present = counts["train"] > 0 if "train" in counts else np.ones(len(labels), dtype=bool)
@@ -746,7 +776,7 @@ def warn_about_sizes(splits: ImageSplits) -> None:
         )
 
 
-def data_facts(
+def data_metadata(
     data: DataArguments,
     commit: str | None,
     image_column: str,

@@ -158,7 +158,7 @@ def check_weights(recipe: Recipe) -> None:
 def data_size(opened: Opened) -> DataSize:
     """Measure class counts and image sizes, without decoding pixels."""
     splits = opened.splits
-    held_out = {role: facts.get("held_out") for role, facts in splits.facts["splits"].items()}
+    held_out = {role: metadata.get("held_out") for role, metadata in splits.metadata["splits"].items()}
     counts = sum(split_class_counts(splits, role) for role in splits.sources if role == "train" or held_out[role])
     images = sum(len(splits[role]) for role in splits.sources if role == "train" or held_out[role])
     local = opened.local

@@ -22,8 +22,9 @@ from hfvit.data.splits import (
     at_most,
     check_columns,
     choose_splits,
-    data_facts,
+    data_metadata,
     dataset_commit,
+    drop_without_label_column,
     find_image_column,
     find_labels,
     is_folder_builder,
@@ -69,6 +70,7 @@ def stream_splits(
     if not isinstance(kind, SingleLabel):
         raise DataError("streaming: not available with several labels per image. Set streaming to false.")
     label_column = kind.name
+    drop_without_label_column(data, names, streams, kind)
     for role, stream in streams.items():
         check_columns(stream, names[role], image_column, kind)
     class_label = train.features[label_column]
@@ -109,7 +111,7 @@ def stream_splits(
         test=found.get("test"),
         sources={role: names[role] for role in whole},
         whole=whole,
-        facts=data_facts(data, source.commit, image_column, kind, labels, shown),
+        metadata=data_metadata(data, source.commit, image_column, kind, labels, shown),
         kind=kind,
     )
 

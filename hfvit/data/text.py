@@ -107,16 +107,16 @@ def split_texts(splits, tokenizer, max_length: int) -> tuple[dict[str, TokenTabl
     Raises:
         DataError: all training texts are empty.
     """
-    column = splits.facts["text_column"]
+    column = splits.metadata["text_column"]
     tables, total, empty, full = {}, 0, 0, 0
-    for role in splits.facts["splits"]:
+    for role in splits.metadata["splits"]:
         texts = splits[role]["text"][:]
         blank = sum(not (text or "").strip() for text in texts)
         if role == "train" and blank == len(texts):
             raise DataError(f"text_column: all {blank:,} training texts of column '{column}' are empty.")
         tables[role] = tokenize(texts, tokenizer, max_length)
         longest = int((np.diff(tables[role].starts) >= max_length).sum())
-        splits.facts["splits"][role] |= {"empty_texts": blank, "longest_texts": longest}
+        splits.metadata["splits"][role] |= {"empty_texts": blank, "longest_texts": longest}
         total, empty, full = total + len(texts), empty + blank, full + longest
     return tables, (
         f"{total:,} texts from column '{column}', {empty:,} of them empty; {full:,} have or were truncated to"

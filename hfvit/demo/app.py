@@ -17,7 +17,7 @@ from PIL import Image
 from hfvit.data.decode import read_bytes
 from hfvit.data.labels import normalized
 from hfvit.data.open_image import UPLOAD_LIMITS
-from hfvit.demo.run_facts import UNLIKE_NOTE, RunFacts
+from hfvit.demo.run_results import UNLIKE_NOTE, RunResults
 from hfvit.demo.uploads import RequestGuard, upload_component
 from hfvit.errors import DataError, HFViTError, ModelError, one_line, printable
 from hfvit.inference.classifier import Classifier
@@ -55,7 +55,9 @@ def load_gradio():
     return import_optional("gradio", "demo", "The demo")
 
 
-def build_app(gradio, classifier: Classifier, top_k: int = 5, examples: list[str] = (), facts: RunFacts | None = None):
+def build_app(
+    gradio, classifier: Classifier, top_k: int = 5, examples: list[str] = (), results: RunResults | None = None
+):
     """Build the app, a `gradio.Blocks` with the endpoint `/classify`.
 
     The endpoint returns the classes, of a model with thresholds those that reach them, a note on images that are
@@ -66,14 +68,14 @@ def build_app(gradio, classifier: Classifier, top_k: int = 5, examples: list[str
         classifier: classifier of images, without texts.
         top_k: number of classes shown.
         examples: paths of example images.
-        facts: results of the run that trained the model. Default: unknown.
+        results: results of the run that trained the model. Default: unknown.
     """
-    facts = facts or RunFacts()
+    results = results or RunResults()
     view = ExplanationView.create(classifier)
     # Gradio's queue runs one call at a time, but its route `run` has no queue.
     lock = view.lock if view else threading.Lock()
     has_thresholds = classifier.thresholds is not None
-    has_note = facts.out_of_distribution is not None
+    has_note = results.out_of_distribution is not None
 
     def output_values(
         best: dict[str, float] | None, found: str | None, is_unlike: bool = False, image: Image.Image | None = None
@@ -105,12 +107,12 @@ def build_app(gradio, classifier: Classifier, top_k: int = 5, examples: list[str
             raise gradio.Error("The model's logits are NaN or infinite.", print_exception=False)
         explained = view.explain(image, int(logits[0].argmax())) if view else None
         found = ", ".join(classifier.best(logits)[0]) or NOTHING_FOUND
-        is_unlike = facts.is_unlike(logits, classifier.multi_label)
+        is_unlike = results.is_unlike(logits, classifier.multi_label)
         return output_values(classifier.best(logits, top_k)[0], found, is_unlike, explained)
 
     name = Path(classifier.name).name or classifier.name
     with gradio.Blocks(title=name, analytics_enabled=False) as app:
-        gradio.Markdown(_head(name, classifier, facts))
+        gradio.Markdown(_head(name, classifier, results))
         with gradio.Row():
             with gradio.Column():
                 upload = upload_component(gradio)
@@ -138,13 +140,13 @@ def build_app(gradio, classifier: Classifier, top_k: int = 5, examples: list[str
     return app
 
 
-def _head(name: str, classifier: Classifier, facts: RunFacts) -> str:
+def _head(name: str, classifier: Classifier, results: RunResults) -> str:
     """Return the heading of the app, as Markdown: classes, score and limits."""
     note = LABELS_NOTE if classifier.multi_label else CLASSES_NOTE
     lines = [f"# {markdown(name)}", f"{len(classifier.labels):,} classes. {note}"]
-    if facts.score:
-        title = facts.score.name[0].upper() + facts.score.name[1:]
-        lines.append(f"{title} **{facts.score_text}** ({facts.score_note}).")
+    if results.score:
+        title = results.score.name[0].upper() + results.score.name[1:]
+        lines.append(f"{title} **{results.score_text}** ({results.score_note}).")
     return "\n\n".join(lines)
 
 
@@ -170,7 +172,7 @@ def serve(
     share: bool = False,
     top_k: int = 5,
     examples: list[str] = (),
-    facts: RunFacts | None = None,
+    results: RunResults | None = None,
 ) -> None:
     """Serve the app until Ctrl-C or SIGTERM.
 
@@ -182,13 +184,15 @@ def serve(
         share: open a public tunnel through Gradio's servers.
         top_k: number of classes shown.
         examples: paths of example images.
-        facts: results of the run that trained the model. Default: unknown.
+        results: results of the run that trained the model. Default: unknown.
 
     Raises:
         HFViTError: the address is not available.
     """
     with _upload_folder():
-        _serve(gradio, classifier, build_app(gradio, classifier, top_k, examples, facts), host, port, share, examples)
+        _serve(
+            gradio, classifier, build_app(gradio, classifier, top_k, examples, results), host, port, share, examples
+        )
 
 
 @contextmanager

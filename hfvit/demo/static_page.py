@@ -14,7 +14,7 @@ from hfvit.artifacts.export_folder import file_name
 from hfvit.artifacts.export_record import ExportedFile, ExportRecord
 from hfvit.data.decode import read_image
 from hfvit.data.labels import normalized
-from hfvit.demo.run_facts import RunFacts, read_facts
+from hfvit.demo.run_results import RunResults, read_results
 from hfvit.demo.web_runtime import WebRuntime
 from hfvit.errors import ModelError
 from hfvit.export.processor_steps import image_steps
@@ -140,10 +140,10 @@ def write_page(
             f"ARTIFACT: the demo does not support image and text models, got {export}. Use `hfvit predict`."
         )
     record = ExportRecord.load(file.parent)
-    facts = read_facts(artifact)
+    results = read_results(artifact)
     # The page classifies one view of an image.
-    temperature = None if facts.tta else facts.temperature
-    out_of_distribution = None if facts.tta else facts.out_of_distribution
+    temperature = None if results.tta else results.temperature
+    out_of_distribution = None if results.tta else results.out_of_distribution
     title = title or Path(record.source or file.parent.resolve().parent.name).name
     with _Staging(folder) as page:
         for source, name in (
@@ -162,7 +162,7 @@ def write_page(
             "examples": _write_examples(examples[:MAX_EXAMPLES], head.labels, page),
             "hosts": "".join(f" {host}" for host in runtime.hosts),
             "input": "{1} x {0}".format(*_input_size(steps)),
-            "metadata": _metadata(artifact, file, record.files.get(file.name), _input_size(steps), facts),
+            "metadata": _metadata(artifact, file, record.files.get(file.name), _input_size(steps), results),
             "is_calibrated": temperature is not None,
         }
         _render(values, page)
@@ -293,7 +293,7 @@ def _write_examples(names: list[str], labels: list[str], page: Path) -> list[dic
 
 
 def _metadata(
-    artifact: Artifact, file: Path, known: ExportedFile | None, input_size: tuple[int, int], facts: RunFacts
+    artifact: Artifact, file: Path, known: ExportedFile | None, input_size: tuple[int, int], results: RunResults
 ) -> list[dict[str, str]]:
     """Return the known metadata of the model: entries of `name`, `value`, `note`.
 
@@ -302,12 +302,12 @@ def _metadata(
         file: ONNX file that the page runs.
         known: its entry in export.json, if it has one.
         input_size: (height, width) in pixels.
-        facts: results of the run, which are shown if the file was not validated.
+        results: results of the run, which are shown if the file was not validated.
     """
     config = read_object(artifact.beside(CONFIG_FILE))
     classes = config.get("architectures")
     names = [config.get("timm_architecture"), *(classes if isinstance(classes, list) else ())]
-    architecture = facts.description or next((name for name in names if name and isinstance(name, str)), None)
+    architecture = results.description or next((name for name in names if name and isinstance(name, str)), None)
     shown = [("Model", architecture, "{1} x {0} pixels".format(*input_size))] if architecture else []
     gate = known.gate if known else None
     if gate:
@@ -316,9 +316,9 @@ def _metadata(
         images = f"{gate.data.images:,} images, {gate.finished[:10]}"
         name = score.name[0].upper() + score.name[1:]
         shown.append((name, f"{100 * score.value:.1f} %", f"{low} to {high} % (95 % interval), {images}"))
-    elif facts.score:
-        name = facts.score.name[0].upper() + facts.score.name[1:]
-        shown.append((name, facts.score_text, f"{facts.score_note}, before the export"))
+    elif results.score:
+        name = results.score.name[0].upper() + results.score.name[1:]
+        shown.append((name, results.score_text, f"{results.score_note}, before the export"))
     weights = "INT8 weights" if BROWSER_FILES[file.name] == "q8" else "float32 weights"
     shown.append(("Download", f"{file.stat().st_size / 1e6:.1f} MB", f"{weights}, without the runtime"))
     return [dict(zip(("name", "value", "note"), entry, strict=True)) for entry in shown]

@@ -194,7 +194,10 @@ def _named_split(data: DataArguments, split: str | None) -> tuple[Dataset, list[
     except DataError as error:
         if split is not None or not str(error).startswith("split:"):
             raise
-        raise DataError(f"{error} Pass split with the name of one that has labels.") from None
+        local = open_source(data)
+        only = [*local.splits] if local and not local.is_split else []
+        advice = f"{only[0]} to evaluate on all its images" if only else "with the name of one that has labels"
+        raise DataError(f"{error} Pass split {advice}.") from None
 
 
 def _is_held_out(data: DataArguments, split: str) -> bool:
@@ -227,12 +230,12 @@ def _of_role(data: DataArguments, seed: int, role: str) -> tuple[Dataset, list[s
     splits = load_splits(data, seed)
     if splits[role] is None:
         raise DataError(f"split: the run has no {role} split. Pass another split.")
-    facts = splits.facts["splits"][role]
-    source = splits.sources.get(role, facts["source"])
+    metadata = splits.metadata["splits"][role]
+    source = splits.sources.get(role, metadata["source"])
     loaded = splits[role]
     if isinstance(loaded, IterableDataset):
-        loaded = store_stream(loaded, role, splits.facts, data.max_eval_samples)
-    return loaded, splits.labels, source, f"split '{facts['source']}'"
+        loaded = store_stream(loaded, role, splits.metadata, data.max_eval_samples)
+    return loaded, splits.labels, source, f"split '{metadata['source']}'"
 
 
 def _one_split(data: DataArguments, split: str) -> tuple[Dataset, list[str], str, str]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from typing import Any
 
 from transformers import AutoConfig
 
@@ -74,13 +75,21 @@ def family_config(model) -> dict:
 def _as_vit(config: dict) -> dict:
     """Return a ViT's configuration with the input size of another model."""
     size = next((config[key] for key in ("image_size", "input_size") if config.get(key)), None)
-    kept = {"image_size": size[-1] if isinstance(size, list) else size, "num_channels": config.get("num_channels")}
+    kept = {"image_size": _image_size(size), "num_channels": config.get("num_channels")}
     return {
         "architectures": ["ViTForImageClassification"],
         "model_type": "vit",
         "source_model_type": config["model_type"],
-        **{key: value for key, value in kept.items() if isinstance(value, int)},
+        **{key: value for key, value in kept.items() if isinstance(value, int | list)},
     }
+
+
+def _image_size(size: Any) -> Any:
+    """Return one number for a square size, [height, width] for others."""
+    if not isinstance(size, list | tuple):
+        return size
+    height, width = size[-2:] if len(size) > 1 else (size[0], size[0])
+    return width if height == width else [height, width]
 
 
 def _timm_config(model) -> dict:
@@ -89,7 +98,7 @@ def _timm_config(model) -> dict:
     stock = type(AutoConfig.for_model(family))
     size = model.config.pretrained_cfg.get("input_size", (3, 224, 224))
     network = model.timm_model
-    values = {"image_size": size[-1], "num_channels": size[0], "hidden_size": network.num_features}
+    values = {"image_size": _image_size(size), "num_channels": size[0], "hidden_size": network.num_features}
     patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
     if patch:
         values["patch_size"] = patch[0] if isinstance(patch, tuple) else patch

@@ -219,7 +219,8 @@ def columns(model: ir.Model, value: ir.Value) -> tuple[ir.Value, np.ndarray] | N
     shape = None if origin.shape is None else list(origin.shape)
     if shape is None or len(shape) != 3 or not all(isinstance(size, int) for size in shape[1:]):
         return None
-    numbered = np.arange(2 * shape[1] * shape[2], dtype=np.float64).reshape(2, *shape[1:])
+    batch = shape[0] if isinstance(shape[0], int) else 2
+    numbered = np.arange(batch * shape[1] * shape[2], dtype=np.float64).reshape(batch, *shape[1:])
     moved = _run(model.graph.opset_imports[""], nodes, origin, value, numbered) if nodes else numbered
     if moved.shape[:2] != numbered.shape[:2] or moved.ndim != 3:
         return None

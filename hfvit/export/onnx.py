@@ -28,6 +28,7 @@ from hfvit.export.fusion import fuse
 from hfvit.export.graph import remove_unused_nodes
 from hfvit.export.half_precision import HALF_TYPES, runnable_on_cpu, to_half, wide_values
 from hfvit.export.onnx_file import mapped_file, read_header, write_onnx
+from hfvit.export.options import check_opset
 from hfvit.export.parity import check_onnx, check_parity, check_pixels, tolerance
 from hfvit.export.preprocessing import add_preprocessing
 from hfvit.export.text_inputs import TOKEN_AXIS, check_reads_texts, compared_texts, text_inputs, traced_texts
@@ -42,7 +43,6 @@ DTYPES = ("fp32", *HALF_TYPES)
 BATCH_AXIS = "batch_size"
 RANGE_BATCH = 4  # images per batch to find the ranges of values
 TRACED_BATCH = 2  # torch.export would specialize a batch of 1
-OPSETS = (18, 19, 20, 21, 22, 23)
 
 
 @contextmanager
@@ -285,18 +285,13 @@ def input_tensor(shape: tuple[int, int, int], batch_size: int | None, with_prepr
 def _check_arguments(model, opset: int | None, dtype: str, optimize: bool, batch_size: int) -> None:
     if dtype not in DTYPES:
         raise ModelError(f"dtype: must be one of {', '.join(DTYPES)}, got {dtype!r}.")
-    _check_opset(opset)
+    check_opset(opset)
     if optimize and dtype != "fp32":
         raise ModelError(f"optimize: only available for dtype fp32, got {dtype}. Omit optimize or dtype.")
     if batch_size < 1:
         raise ModelError(f"batch_size: must be a positive integer, got {batch_size}.")
     if (loaded := next(model.parameters()).dtype) != torch.float32:
         raise ModelError(f'The model must be in float32, got {loaded}. Load it with dtype="float32".')
-
-
-def _check_opset(opset: int | None) -> None:
-    if opset is not None and opset not in OPSETS:
-        raise ModelError(f"opset: must be between {OPSETS[0]} and {OPSETS[-1]}, got {opset}.")
 
 
 @in_eval_mode
@@ -321,7 +316,7 @@ def trace_onnx(
         ModelError: the model cannot be exported.
     """
     shape = (input_channels(model), *(image_size or configured_image_size(model)))
-    _check_opset(opset)
+    check_opset(opset)
     check_takes_images(model)
     device = next(model.parameters()).device
     pixel_values = torch.zeros((batch_size or TRACED_BATCH, *shape), device=device)
@@ -346,6 +341,7 @@ def trace_onnx(
     if any(value.dtype is None for node in graph.graph for value in node.outputs):
         # Operators that the exporter rewrote, such as in Swin V2: to_half reads the types.
         passes.ShapeInferencePass()(graph)
+    passes.RemoveUnusedNodesPass()(graph)  # and weights, of which ONNX Runtime warns
     return graph
 
 

@@ -12,6 +12,8 @@ GATE = ("max_accuracy_drop", "min_agreement", "gate_samples")
 CALIBRATION_SAMPLES = 128
 MAX_ACCURACY_DROP = 0.5
 GATE_SAMPLES = 5000
+OPSETS = (18, 19, 20, 21, 22, 23)
+HALF_OPSET = 19  # the first one with Q/DQ of fp16 and of FP8
 
 
 def refuse_unused(options: argparse.Namespace, names: Iterable[str], reason: str) -> None:
@@ -25,6 +27,24 @@ def refuse_unused(options: argparse.Namespace, names: Iterable[str], reason: str
     for name in names:
         if (value := getattr(options, name)) is not None:
             raise ModelError(f"--{name}: {reason}, got {value}. Omit it.")
+
+
+def check_opset(opset: int | None, quantized_for_tensorrt: bool = False) -> None:
+    """Check an ONNX opset.
+
+    Args:
+        opset: ONNX opset, None for the exporter's default.
+        quantized_for_tensorrt: whether the graph is a quantized one for TensorRT.
+
+    Raises:
+        ModelError: the opset is not supported.
+    """
+    if opset is not None and opset not in OPSETS:
+        raise ModelError(f"opset: must be between {OPSETS[0]} and {OPSETS[-1]}, got {opset}.")
+    if opset is not None and quantized_for_tensorrt and opset < HALF_OPSET:
+        raise ModelError(
+            f"opset: must be {HALF_OPSET} or above for a quantized graph for TensorRT, got {opset}. Omit opset."
+        )
 
 
 def check_gate(options: argparse.Namespace, files_in_bf16: bool = False) -> None:

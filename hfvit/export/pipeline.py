@@ -116,7 +116,7 @@ class Export:
         hub = {key: value for key, value in hub.items() if value}
         # `export tensorrt` has no such options: it takes the ONNX file of a changed model.
         changes = {key: vars(options).get(key) for key in ("patch_size", "merge_tokens")}
-        load = partial(load_classifier, options.model, device=options.device, **hub)
+        load = partial(load_classifier, options.model, device=options.device or "cpu", **hub)
         self.classifier = load()
         # Digest of the unchanged checkpoint, by which `hfvit push` finds its exports.
         self.weights = weights_sha256(self.classifier.backend.model.float())
@@ -341,12 +341,17 @@ class Export:
         return folder.resolve().name if folder.is_dir() else self.options.model
 
     def save(self, staging: Path) -> None:
-        """Rename the files into the output folder, then update export.json and run.json."""
-        for name in (CONFIG_FILE, PREPROCESSOR_FILE, *self.tokenizer_files, *self.kept):
-            commit_file(staging / name, self.folder / name)
+        """Rename the files into the output folder, then update export.json and run.json.
+
+        export.json is written first, without the new files: by it, an export after a kill knows those of this one.
+        """
         export = ExportRecord.load(self.folder)
         export.source = self.source
         export.weights_sha256 = self.weights
+        export.remove(self.folder, self.kept)
+        for name in (CONFIG_FILE, PREPROCESSOR_FILE, *self.tokenizer_files, *self.kept):
+            commit_file(staging / name, self.folder / name)
+        export = ExportRecord.load(self.folder)  # another export may have added files
         for name, described in self.kept.items():
             export.enter(self.folder, name, described)
         saved = {name: row for name, row in self.results.items() if not row.failure}

@@ -17,13 +17,13 @@ from hfvit.errors import DataError, ModelError, nearest, wrap_library_errors
 from hfvit.export.fp8 import to_fp8
 from hfvit.export.half_precision import to_half, wide_values
 from hfvit.export.int8_kernels import int8_graph
+from hfvit.export.options import check_opset
 from hfvit.utils.files import temporary_file
 from hfvit.utils.quiet import log_level
 
 MODES = ("int8", "int8-dynamic", "fp8")
 RUNTIMES = ("onnxruntime", "tensorrt")
 LINEAR = ("MatMul", "Gemm")
-HALF_OPSET = 19  # the first one with Q/DQ of fp16 and of FP8
 
 
 def quantize_onnx(
@@ -64,7 +64,7 @@ def quantize_onnx(
     model = load_float_graph(source)
     opset = next(entry.version for entry in model.opset_import if not entry.domain)
     if runtime == "tensorrt":
-        check_opset(opset)
+        check_opset(opset, quantized_for_tensorrt=True)
     is_static = mode != "int8-dynamic"
     if is_static and calibration is None:
         raise DataError(f"calibration: required for mode {mode}, got None. Pass batches, or mode int8-dynamic.")
@@ -94,21 +94,6 @@ def quantize_onnx(
             *(["Conv"] * (runtime == "onnxruntime" or mode == "fp8")),
         ],
     }
-
-
-def check_opset(opset: int | None) -> None:
-    """Check that a quantized graph for TensorRT can have an opset.
-
-    Args:
-        opset: ONNX opset, None for the exporter's default.
-
-    Raises:
-        ModelError: the opset is too low.
-    """
-    if opset is not None and opset < HALF_OPSET:
-        raise ModelError(
-            f"--opset: must be {HALF_OPSET} or above for a quantized graph for TensorRT, got {opset}. Omit --opset."
-        )
 
 
 def quantize_qdq(

@@ -154,19 +154,22 @@ class EngineExport:
         return graph
 
     def save(self, staging: Path, record: EngineRecord) -> None:
-        """Move the files to the output folder; engine.json is removed first, written last."""
+        """Move the files to the output folder.
+
+        engine.json is written first: an engine that does not match it is not loaded, and by it, a build after a kill
+        knows the files of this one.
+        """
         folder = self.graph.folder
         engine = folder / record.file
         engine.parent.mkdir(exist_ok=True)
-        (folder / ENGINE_RECORD_FILE).unlink(missing_ok=True)
+        with wrap_write_errors(folder / ENGINE_RECORD_FILE):
+            record.save(folder)
         commit_file(staging / ENGINE_FILE, engine)
         write_object(folder / CONFIG_FILE, self.graph.config)
         write_object(folder / PREPROCESSOR_FILE, self.graph.processor_config)
         if self.options.triton:
             write_text(folder / LABELS, triton_labels(record.labels))
             write_text(folder / CONFIG, triton_config(self.options.triton, record))
-        with wrap_write_errors(folder / ENGINE_RECORD_FILE):
-            record.save(folder)
 
     def table(self, record: EngineRecord) -> str:
         """Return the summary of the engine."""

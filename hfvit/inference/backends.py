@@ -129,7 +129,22 @@ class OnnxBackend:
             first = self.session.get_providers()[0]
             self.device = "cpu" if first == CPU else first.removesuffix("ExecutionProvider")
         self.bytes = sum(part.stat().st_size for part in parts)
+        self._read_signature(classes)
+        self.memory = memory_device(self.session)
+        self._sessions = [self.session]
+        self._step = self.input.shape[0] if isinstance(self.input.shape[0], int) else None  # images per call
+        self._pool: ThreadPoolExecutor | None = None
+        if objective == "throughput":
+            if self.device != "cpu":
+                raise ModelError(f"objective: throughput is for CPUs, but {file} runs on {self.device}. Omit it.")
+            if self.text_inputs:
+                raise ModelError(f"objective: throughput is for image models, but {file} takes texts, too. Omit it.")
+            if self.threads > 1:
+                self._divide_where_faster(onnxruntime, providers)
 
+    def _read_signature(self, classes: int) -> None:
+        """Read the graph's inputs and output, or raise `ModelError`."""
+        file = self.file
         with wrap_library_errors(ModelError, f"{file}: inputs and outputs cannot be read"):
             inputs = self.session.get_inputs()
             outputs = self.session.get_outputs()
@@ -151,17 +166,6 @@ class OnnxBackend:
                 " config.json of the exported checkpoint."
             )
         self._classes = classes
-        self.memory = memory_device(self.session)
-        self._sessions = [self.session]
-        self._step = self.input.shape[0] if isinstance(self.input.shape[0], int) else None  # images per call
-        self._pool: ThreadPoolExecutor | None = None
-        if objective == "throughput":
-            if self.device != "cpu":
-                raise ModelError(f"objective: throughput is for CPUs, but {file} runs on {self.device}. Omit it.")
-            if self.text_inputs:
-                raise ModelError(f"objective: throughput is for image models, but {file} takes texts, too. Omit it.")
-            if self.threads > 1:
-                self._divide_where_faster(onnxruntime, providers)
 
     def _divide_where_faster(self, onnxruntime, providers) -> None:
         """Measure one session against one per thread, and keep what is faster."""

@@ -151,9 +151,9 @@ def register_plugin(onnxruntime) -> None:
 def _device(onnxruntime, name: str, settings: dict[str, str]):
     """Return the device with the `device_id` of the settings, or the first one."""
     devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == name]
-    asked = settings.get("device_id")
-    found = [d for d in devices if asked is None or dict(d.ep_options).get("device_id") == asked]
+    device_id = settings.get("device_id")
+    found = [d for d in devices if device_id is None or dict(d.ep_options).get("device_id") == device_id]
     if not found:
-        which = f" with device_id {asked}" if asked is not None and devices else ""
+        which = f" with device_id {device_id}" if device_id is not None and devices else ""
         raise ModelError(f"providers: {name} found no usable device{which}.")
     return found[0]

@@ -94,6 +94,7 @@ def row_blocks(logits: np.ndarray) -> Iterator[slice]:
         yield slice(start, start + rows)
 
 
+@np.errstate(invalid="ignore")  # for NaN and infinite logits
 def log_normalizers(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     """Compute the log-sum-exp of `logits / temperature`, float64 `(images,)`."""
     normalizers = np.empty(len(logits))
@@ -211,6 +212,7 @@ def accuracy_interval(hits: int, count: int) -> list[float]:
     return [float(interval.low), float(interval.high)]
 
 
+@np.errstate(invalid="ignore")  # for NaN logits
 def calibration(confidence: np.ndarray, correct: np.ndarray) -> tuple[list[dict], float]:
     """Compute reliability bins and the expected calibration error (ECE).
 

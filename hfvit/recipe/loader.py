@@ -27,7 +27,7 @@ from hfvit.recipe.arguments import (
 )
 from hfvit.recipe.files import find_recipe, read_yaml
 from hfvit.recipe.optimizers import has_adam_options
-from hfvit.recipe.other_names import key_hint
+from hfvit.recipe.other_names import OTHER_NAMES, key_hint
 from hfvit.recipe.training_args import WITHOUT_EFFECT, WITHOUT_OPTIONS, WITHOUT_WARMUP, HFViTTrainingArguments
 from hfvit.utils.credentials import mask_values
 from hfvit.utils.files import expand_user
@@ -351,7 +351,7 @@ def load_recipe(argv: list[str]) -> Recipe:
         raise RecipeError(f"{source}: {error}") from None
     options = _given_options(parser, argv[1:])
     try:
-        namespace = _parse(parser, [*typed, *argv[1:]])
+        namespace = _parse(parser, argv[1:], typed)
     except RecipeError as error:
         raise _located(error, source, options) from None
     for selected, other in (STARTS, STARTS[::-1]):
@@ -376,13 +376,13 @@ def _values(sections: Iterable[Any]) -> dict[str, Any]:
     return {key: value for section in sections for key, value in vars(section).items() if key in _FIELDS}
 
 
-def _parse(parser: HfArgumentParser, words: list[str]) -> argparse.Namespace:
-    """Parse options; raise `RecipeError` for an unknown one."""
-    namespace, unknown = parser.parse_known_args(words)
+def _parse(parser: HfArgumentParser, words: list[str], defaults: Sequence[str] = ()) -> argparse.Namespace:
+    """Parse options after those of `defaults`; raise `RecipeError` for unknown ones."""
+    namespace, unknown = parser.parse_known_args([*defaults, *words])
     if unknown:
         name = unknown[0].partition("=")[0]
         if not name.startswith("--"):
-            raise RecipeError(f"{name}: unexpected argument. Write options as --key value.")
+            raise RecipeError(_unexpected_word(unknown[0], words))
         raise RecipeError(f"{name}: unknown option.{key_hint(name[2:].replace('-', '_'), _FIELDS, '--')}")
     for key, value in vars(namespace).items():
         if isinstance(value, list) and None in value:
@@ -390,6 +390,25 @@ def _parse(parser: HfArgumentParser, words: list[str]) -> argparse.Namespace:
                 raise RecipeError(f"{key}: none must be the only value, got {len(value)} values.")
             setattr(namespace, key, None)
     return namespace
+
+
+def _unexpected_word(word: str, words: list[str]) -> str:
+    """Describe a word that belongs to no option.
+
+    Args:
+        word: the word, such as `epochs=3`, or `64` of `--image_size 32 64`.
+        words: all words of the command line.
+    """
+    name, equals, value = word.partition("=")
+    if equals:
+        key = name if name in _FIELDS else OTHER_NAMES.get(name, "key")
+        return f"{name}: unexpected argument '{word}'. Write options as --{key} {value}."
+    is_value = [each.startswith("--") and "=" not in each for each in ["", *words]]  # of the option before
+    place = next((i for i, each in enumerate(words) if each == word and not is_value[i]), 0)
+    options = [each.partition("=")[0] for each in words[:place] if each.startswith("--")]
+    if options:
+        return f"{options[-1]}: takes one value, but '{word}' follows it. Omit '{word}'."
+    return f"{name}: unexpected argument. Write options as --key value."
 
 
 def _given_options(parser: HfArgumentParser, words: list[str]) -> list[str]:

@@ -263,7 +263,7 @@ def test_load_splits_of_archives_in_two_folders_with_the_same_relative_name(tmp_
             os.utime(file, (10**9, 10**9))
         monkeypatch.chdir(folder)
         splits = load_splits("data", class_names=["a", "b"] if layout == "shards" else None)
-        found = {image["bytes"] for role in splits.facts["splits"] for image in splits[role]["image"]}
+        found = {image["bytes"] for role in splits.metadata["splits"] for image in splits[role]["image"]}
         assert found == set(images)
         fingerprints.add(splits.train._fingerprint)
     assert len(fingerprints) == 1  # as of a project that was moved

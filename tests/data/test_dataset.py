@@ -74,7 +74,7 @@ def test_small_images_are_cached_in_one_array_per_split(splits, caplog):
     assert readers["train"].pixels.path == readers["validation"].pixels.path  # one file for what was held out, too
     assert readers["train"].pixels.array.shape == (65, 16, 16, 3)
     assert_logged(caplog, "INFO", "train", "16x16", logger="hfvit.data")
-    assert_names(splits.facts["splits"]["test"]["input"], "16x16")
+    assert_names(splits.metadata["splits"]["test"]["input"], "16x16")
     for role in ("train", "validation", "test"):
         batch = ImageDataset(splits[role]["label"], readers[role]).__getitems__([0, 5, 11])
         assert batch["images"].dtype == torch.uint8
@@ -88,7 +88,9 @@ def test_cached_array_is_reused_and_complete(splits, monkeypatch):
     folder = first.path.parent
     assert sorted(path.suffix for path in folder.iterdir()) == [".npy"] * len(list(folder.iterdir()))
     monkeypatch.setattr(hfvit.data.pixel_cache, "decode", None)  # nothing is decoded a second time
-    again = load_splits(splits.facts["dataset_name"], validation_fraction=0.2, seed=9)  # another draw, the same file
+    again = load_splits(
+        splits.metadata["dataset_name"], validation_fraction=0.2, seed=9
+    )  # another draw, the same file
     assert readers_of(again)["train"].pixels.path == first.path
 
 

@@ -85,9 +85,9 @@ def test_max_eval_samples_uses_the_first_images_of_each_shard(shards):
     shares = [batches_of(stream_of(splits, limit=10, process=rank, processes=3)) for rank in range(3)]
     shared = np.concatenate([batch["places"] for batch in itertools.chain(*shares)])
     assert np.array_equal(np.sort(shared), places)
-    stored = store_stream(splits["validation"], "validation", splits.facts, 10)
+    stored = store_stream(splits["validation"], "validation", splits.metadata, 10)
     assert stored["row"][:] == list(range(10))
-    assert len(store_stream(splits["validation"], "validation", splits.facts, None)) == sum(ROWS)
+    assert len(store_stream(splits["validation"], "validation", splits.metadata, None)) == sum(ROWS)
 
 
 def test_first_images_equal_those_of_the_batches(shards):
@@ -121,7 +121,7 @@ def test_stored_labels_are_those_of_the_label_column_and_the_class_order(tmp_pat
     ]
     for options, labels in expected:
         splits = stream_splits(str(tmp_path), **options)
-        assert store_stream(splits.test, "test", splits.facts, None)["label"][:] == labels.tolist()
+        assert store_stream(splits.test, "test", splits.metadata, None)["label"][:] == labels.tolist()
 
 
 def test_full_evaluation_in_bfloat16_equals_that_of_the_loaded_split(shards, tmp_path):
@@ -139,11 +139,11 @@ def test_full_evaluation_in_bfloat16_equals_that_of_the_loaded_split(shards, tmp
 
 
 def test_number_of_images_is_that_of_the_card_or_counted(tmp_path, sharded, caplog):
-    assert stream_splits(str(sharded)).facts["splits"]["test"]["rows"] is None
+    assert stream_splits(str(sharded)).metadata["splits"]["test"]["rows"] is None
     write_shards(tmp_path, colored_split(sum(ROWS), 1))
     with_card(tmp_path, sum(ROWS))
     splits = stream_splits(str(tmp_path))
-    assert splits.facts["splits"]["test"]["rows"] == 31
+    assert splits.metadata["splits"]["test"]["rows"] == 31
     stream = stream_of(splits, "test", images=32)
     stream.count(np.zeros(31, np.int64))
     assert stream.images == 31
@@ -176,7 +176,7 @@ def test_wrong_label_in_an_evaluation_split_names_the_row(tmp_path, label):
         batches_of(stream_of(splits, "test"))
     assert_names(caught.value, label, 3)
     with pytest.raises(DataError, match=r"'test'.*\b11\b.*\b0\b"):
-        store_stream(splits.test, "test", splits.facts, None)
+        store_stream(splits.test, "test", splits.metadata, None)
 
 
 def test_unreadable_file_of_an_evaluation_split_raises_data_error(tmp_path):
@@ -187,6 +187,6 @@ def test_unreadable_file_of_an_evaluation_split_raises_data_error(tmp_path):
     with pytest.raises(DataError, match=r"'validation'.*\bFileNotFoundError\b"):
         batches_of(stream)
     with pytest.raises(DataError, match=r"'validation'.*\bFileNotFoundError\b"):
-        store_stream(splits.validation, "validation", splits.facts, None)
+        store_stream(splits.validation, "validation", splits.metadata, None)
     with pytest.raises(DataError, match=r"'validation'"):
         stream.count(np.empty(0, np.int64))

@@ -55,7 +55,7 @@ def test_load_splits_without_split_folders_holds_out_validation_and_test(tmp_pat
     }
     parts = [set(paths(splits, role)) for role in ("train", "validation", "test")]
     assert len(set.union(*parts)) == 60
-    assert splits.facts["splits"]["test"] | {"fingerprint": ""} == {
+    assert splits.metadata["splits"]["test"] | {"fingerprint": ""} == {
         "source": "train, 0.1 held out", "rows": 6, "fingerprint": "", "held_out": 0.1,
     }  # fmt: skip
     again = load_splits(str(tmp_path), seed=3)
@@ -195,7 +195,7 @@ def test_load_splits_where_all_files_have_inode_0_reads_them(tmp_path, monkeypat
 def test_load_splits_with_a_link_to_itself_leaves_it_out(tmp_path):
     write_images(tmp_path, {"cat": 20, "dog": 20})
     (tmp_path / "cat/loop").symlink_to("loop")
-    assert load_splits(str(tmp_path)).facts["left_out"] == {BROKEN_LINK: 1}
+    assert load_splits(str(tmp_path)).metadata["left_out"] == {BROKEN_LINK: 1}
 
 
 def test_load_splits_counts_and_names_omitted_files(tmp_path, caplog):
@@ -211,7 +211,7 @@ def test_load_splits_counts_and_names_omitted_files(tmp_path, caplog):
         splits = load_splits(str(tmp_path))
     line = next(message for message in caplog.messages if "Left out" in message)
     assert_names(line, "Left out 7 files", "3 hidden", "train/dog/empty.png", "notes.txt", "gone.png", "README.md")
-    assert splits.facts["left_out"] == {
+    assert splits.metadata["left_out"] == {
         "hidden or system file": 3, "empty file": 1, "unknown type": 1, "broken link": 1,
     }  # fmt: skip
     assert sum(map(len, (splits.train, splits.validation))) == 160
@@ -257,8 +257,8 @@ def test_load_splits_leaves_out_files_whose_name_is_not_utf8(tmp_path):
     write_images(tmp_path, {"a": 20, "b": 20})
     (tmp_path / "a/3.png").rename(tmp_path / f"a/{LATIN_1}.png")
     splits = load_splits(str(tmp_path))
-    assert splits.facts["left_out"] == {NOT_UTF8: 1}
-    assert sum(len(splits[role]) for role in splits.facts["splits"]) == 39
+    assert splits.metadata["left_out"] == {NOT_UTF8: 1}
+    assert sum(len(splits[role]) for role in splits.metadata["splits"]) == 39
     for number in range(4, 8):
         (tmp_path / f"a/{number}.png").rename(tmp_path / f"a/{LATIN_1}-{number}.png")
     with pytest.raises(DataError, match=r"^dataset_name: .*a/caf\\xe9"):
@@ -397,7 +397,7 @@ def test_load_splits_skipping_bad_images_counts_and_names_them(tmp_path, caplog)
     file.write_bytes(file.read_bytes()[:200])
     splits = load_splits(str(tmp_path), on_bad_image="skip")
     assert class_counts(splits)["train"] == {"cat": 19, "dog": 20}
-    assert splits.facts["splits"]["train"]["left_out"] == {"damaged image": 1}
+    assert splits.metadata["splits"]["train"]["left_out"] == {"damaged image": 1}
     assert any("3.png" in message for message in caplog.messages)
 
 

@@ -53,7 +53,7 @@ def write_table(path, columns: dict[str, list], rows: int = 60):
 def all_targets(splits) -> dict[str, list[int]]:
     """The 0/1 labels of each image of all splits, by its path."""
     found = {}
-    for role in splits.facts["splits"]:
+    for role in splits.metadata["splits"]:
         for image, row in zip(splits[role]["image"][:], targets_of(splits[role]), strict=True):
             found[image["path"].rpartition("/")[2]] = row.tolist()
     return found
@@ -220,7 +220,7 @@ def test_load_splits_of_webdataset_shards_reads_lists(tmp_path):
     write_shard(tmp_path / "train-0.tar", samples)
     splits = load_splits(tmp_path)
     assert splits.labels == CLASSES
-    counts = sum(targets_of(splits[role]).sum(axis=0) for role in splits.facts["splits"])
+    counts = sum(targets_of(splits[role]).sum(axis=0) for role in splits.metadata["splits"])
     assert counts.tolist() == [sum(name in some for some in LISTS) for name in CLASSES]
 
 

@@ -37,7 +37,7 @@ def test_load_splits_finds_columns_and_labels_of_a_hub_data_set(colors):
     splits = load_splits(str(colors), validation_fraction=0.2, seed=5)
     assert (splits.image_column, splits.label_column, splits.labels) == ("img", "label", LABELS)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (52, 13, 31)
-    assert_names(splits.facts["splits"]["validation"]["source"], "train", 0.2)
+    assert_names(splits.metadata["splits"]["validation"]["source"], "train", 0.2)
     assert splits.sources == {"train": "train", "validation": "train", "test": "test"}
     assert_names(splits.describe(), colors, "'img'", "'label'", 3, 52, 13, 31)
 
@@ -123,6 +123,22 @@ def test_load_splits_of_nan_labels_counts_them_as_missing(tmp_path):
     unlabeled = make_split([np.nan] * 3, {"label": Value("float64")})
     name = save(tmp_path, train=make_split([0.0, 1.0] * 9, {"label": Value("float64")}), test=unlabeled)
     assert load_splits(name).test is None
+
+
+def test_load_splits_of_a_test_file_without_labels_does_not_use_it(tmp_path, caplog):
+    train = make_split([0, 1, 2] * 5)
+    test = make_split([0, 1]).remove_columns("label")
+    name = save(tmp_path, train=train, validation=train.select(range(6)), test=test)
+    for load in (load_splits, stream_splits):
+        caplog.clear()
+        splits = load(name)
+        assert (splits.test, list(splits.metadata["splits"])) == (None, ["train", "validation"])
+        assert_logged(caplog, "WARNING", "test", "no label column")
+    with pytest.raises(DataError, match=r"^label_column: "):
+        load_splits(name, test_split="test[:1]")
+    save(tmp_path, test=test.add_column("target", [0, 1]))
+    with pytest.raises(DataError, match=r"^label_column: "):
+        load_splits(name)
 
 
 def test_load_splits_of_a_split_with_unknown_classes_names_it(tmp_path):

@@ -247,7 +247,7 @@ def test_evaluation_splits_without_stream_evaluation_are_cached(tmp_path, monkey
     write_shards(folder, colored_split(sum(ROWS), 1))
     splits = stream_splits(str(folder), max_eval_samples=5, stream_evaluation=False)
     assert (len(splits.validation), len(splits.whole["validation"]), len(splits.whole["test"])) == (5, 13, 31)
-    assert splits.facts["splits"]["train"]["rows"] is None
+    assert splits.metadata["splits"]["train"]["rows"] is None
     assert_names(splits.describe(), folder, "train ?", "validation 5", "test 5")
     rows = sum(len(datasets.Dataset.from_file(str(file))) for file in cache.rglob("*.arrow"))
     assert rows == 13 + 31

@@ -90,7 +90,7 @@ def test_load_splits_of_a_table_in_the_working_folder(tmp_path, monkeypatch, kin
     table = write_table(tmp_path / f"labels.{kind}", path_rows(tmp_path, COUNTS))
     monkeypatch.chdir(tmp_path)
     splits = load_splits(table.name)
-    assert sum(len(splits[role]) for role in splits.facts["splits"]) == 60
+    assert sum(len(splits[role]) for role in splits.metadata["splits"]) == 60
     decode(splits.train[0]["image"], "train", 0)
 
 
@@ -639,6 +639,6 @@ def test_stream_splits_with_paths_outside_the_folder_raises(tmp_path):
 def test_stream_splits_of_class_folders_knows_their_number(tmp_path):
     write_images(tmp_path, {f"{s}/{c}": 6 for s in ("train", "val", "test") for c in ("cat", "dog")})
     splits = stream_splits(str(tmp_path), validation_split="val")
-    assert splits.facts["splits"]["train"]["rows"] == 12
+    assert splits.metadata["splits"]["train"]["rows"] == 12
     assert np.bincount([row["label"] for row in splits.train]).tolist() == [6, 6]
     assert (len(list(splits.validation)), len(list(splits.test))) == (12, 12)

@@ -17,7 +17,7 @@ from transformers import AutoModelForImageClassification
 import hfvit
 from hfvit.artifacts.artifact import find_artifact
 from hfvit.cli import main
-from hfvit.demo.run_facts import read_facts
+from hfvit.demo.run_results import read_results
 from hfvit.errors import DataError, ModelError
 from hfvit.evaluation.extend import fit_prototypes, leave_one_out_scores, prototype_scores
 from hfvit.pipeline import main as train
@@ -128,7 +128,7 @@ def test_checkpoint_in_the_folder_of_a_run_has_its_recipe_but_not_its_temperatur
     hfvit.extend(out, write_classes(tmp_path / "new"), extended, device="cpu")
     artifact = find_artifact(extended)
     assert artifact.beside("recipe.yaml") == (out / "recipe.yaml").resolve()
-    assert read_facts(artifact).score is None
+    assert read_results(artifact).score is None
     with pytest.raises(ModelError, match=r"^calibrated:"):
         hfvit.load_classifier(extended, calibrated=True)
 

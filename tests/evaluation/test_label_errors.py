@@ -63,7 +63,7 @@ def test_find_label_errors_names_the_wrong_labels(mislabeled, tmp_path):
     )  # fmt: skip
     opened = open_as_trained(tmp_path / "run", mislabeled)
     record = json.loads((tmp_path / "run/run.json").read_text())
-    assert opened.splits.facts["splits"]["train"]["fingerprint"] == record["data"]["splits"]["train"]["fingerprint"]
+    assert opened.splits.metadata["splits"]["train"]["fingerprint"] == record["data"]["splits"]["train"]["fingerprint"]
     for example in record["examples"]["explanations"]:
         file = mislabeled / example["file"]
         assert (file.is_file(), file.parent.name) == (True, example["true"])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import yaml
 from helpers.images import LABELS, colored_split
+from helpers.layouts import write_images
 from helpers.messages import assert_names
 from helpers.onnx_graphs import write_configs, write_graph
 from helpers.splits import load_splits
@@ -48,6 +49,13 @@ def test_classes_are_matched_by_name(model, colors):
     split = evaluation_split(model, dataset_name=str(colors), split="test")
     own = np.array(colored_split(31, 2)["label"])
     assert split.labels.tolist() == np.array([2, 3, 0])[own].tolist()
+
+
+def test_folder_without_splits_names_the_split_of_all_its_images(model, tmp_path):
+    folder = str(write_images(tmp_path / "photos", {"red": 2, "blue": 3}))
+    with pytest.raises(DataError, match=r"^split:.* Pass split train "):
+        evaluation_split(model, dataset_name=folder)
+    assert evaluation_split(model, dataset_name=folder, split="train").labels.tolist() == [2, 2, 2, 0, 0]
 
 
 def test_text_labels_are_matched_by_name(model, tmp_path):

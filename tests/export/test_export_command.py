@@ -32,6 +32,7 @@ from hfvit.export.image_parity import PhotographLogits, photographs, rows_to_com
 from hfvit.export.pipeline import Export
 from hfvit.models.modeling import HFViTForImageClassification
 from hfvit.pipeline import main as train
+from hfvit.utils.files import commit_file, file_sha256
 
 FOLDER = {"config.json", "preprocessor_config.json", "export.json"}
 
@@ -152,6 +153,33 @@ def test_export_of_hub_id_reads_no_data_that_its_recipe_names(checkpoint, monkey
         assert export(*words, tmp_path / "onnx") == 0
     (entry,) = read_record(tmp_path / "onnx")["files"].values()
     assert entry["gate"] is None
+
+
+class Killed(BaseException):
+    """End of the process."""
+
+
+@pytest.mark.parametrize("renames", [1, 3])
+def test_export_after_a_kill_between_two_renames_completes_the_folder(stock, tmp_path, monkeypatch, renames):
+    out = tmp_path / "onnx"
+    committed = []
+
+    def commit(finished, path):
+        if len(committed) == renames:
+            raise Killed
+        committed.append(path)
+        commit_file(finished, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hfvit.export.pipeline.commit_file", commit)
+        with pytest.raises(Killed):
+            main(["--model", str(stock), "--optimize", str(out)])
+    assert names(out) == {path.name for path in committed} | {"export.json"}
+    assert not read_record(out)["files"]
+    assert export("--model", stock, "--optimize", out) == 0
+    assert names(out) == {"model.onnx", "model_optimized.onnx", *FOLDER}
+    for name, entry in read_record(out)["files"].items():
+        assert entry["sha256"] == file_sha256(out / name)
 
 
 class DamagedInt8(Export):
@@ -420,6 +448,8 @@ def not_a_classifier(tmp_path):
         (["--model", "{stock}", "--batch_size", "1", "{tmp}/out"], "batch_size", ["1", "--no_dynamic_axes"]),
         (["--model", "{stock}", "--calibration_dataset", "digits", "{tmp}/out"], "calibration_dataset", ["digits"]),
         (["--model", "{stock}", "--revision", "v1", "{tmp}/out"], "revision", ["v1", "{stock}"]),
+        (["--model", "{stock}", "--cache_dir", "{tmp}/cache", "{tmp}/out"], "cache_dir", ["{tmp}/cache", "{stock}"]),
+        (["--model", "{headless}", "--opset", "24", "{tmp}/out"], "opset", ["24", "18", "23"]),
         (["--model", "{stock}", "--quantize", "int8-dynamic", "--calibration_samples", "128", "{tmp}/out"],
          "calibration_samples", ["128", "--quantize int8"]),
     ],

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from collections import Counter
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ from helpers.recipes import ARCHITECTURE, MICRO
 from helpers.records import exported_file
 from helpers.timm_models import build
 from onnx import TensorProto
-from transformers import AutoConfig, TimmWrapperConfig
+from transformers import AutoConfig, TimmWrapperConfig, ViTConfig, ViTForImageClassification
 
 from hfvit.artifacts.export_folder import (
     check_same_model,
@@ -149,8 +150,11 @@ def test_export_onnx_in_half_precision_keeps_norms_and_softmax_in_float32(dtype,
 
 
 def test_export_onnx_in_half_precision_of_operators_that_the_exporter_rewrote(tmp_path):
-    """The exporter leaves the inputs of Swin V2's Gather nodes without a type."""
-    export_onnx(build("swinv2").eval(), tmp_path / "half.onnx", dtype="bf16")
+    """The exporter leaves the inputs of Swin V2's Gather nodes without a type, and a weight that no node reads."""
+    model = build("swinv2").eval()
+    traced = trace_onnx(model)
+    assert all(weight.uses() for weight in traced.graph.initializers.values())
+    export_onnx(model, tmp_path / "half.onnx", dtype="bf16", traced=traced)
     onnx.checker.check_model(tmp_path / "half.onnx", full_check=True)
 
 
@@ -211,6 +215,16 @@ def test_export_onnx_of_model_that_cannot_compute_the_images_raises_one_error(mo
     assert not list(tmp_path.iterdir())
 
 
+def test_family_config_of_another_shape_has_height_and_width():
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    stock = ViTForImageClassification(ViTConfig(**sizes, image_size=[16, 24], patch_size=8))
+    assert family_config(stock)["image_size"] == [16, 24]
+    model = timm_model(**MICRO)
+    assert family_config(model)["image_size"] == 16
+    model.config.pretrained_cfg = {**model.config.pretrained_cfg, "input_size": [3, 16, 24]}
+    assert family_config(model)["image_size"] == [16, 24]
+
+
 def test_family_config_with_unnamed_classes_raises():
     model = stock_model("vit")
     model.config.id2label = {0: "red", 1: "green", 5: "blue"}
@@ -228,6 +242,15 @@ def test_export_onnx_with_optimize_has_fused_operators(family, micro, tmp_path):
     (logits,) = session(tmp_path / "fused.onnx").run(None, {"pixel_values": batch(5)})
     np.testing.assert_allclose(logits, expected(model, batch(5)), atol=1e-5)
     onnx.checker.check_model(str(tmp_path / "fused.onnx"), full_check=True)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_fused_graph_of_fixed_batch_computes_the_logits(size, micro, tmp_path):
+    export_onnx(micro, tmp_path / "fused.onnx", optimize=True, batch_size=size, dynamic_axes=False)
+    operators = Counter(node.op_type for node in onnx.load(tmp_path / "fused.onnx").graph.node)
+    assert operators["Attention"] == 1  # of two blocks; the last one computes the class token only
+    (logits,) = session(tmp_path / "fused.onnx").run(None, {"pixel_values": batch(size)})
+    np.testing.assert_allclose(logits, expected(micro, batch(size)), atol=1e-5)
 
 
 def test_export_onnx_with_fixed_batch_and_opset(micro, tmp_path):

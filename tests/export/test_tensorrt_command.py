@@ -12,6 +12,7 @@ from helpers.onnx_graphs import write_configs, write_graph
 from helpers.recipes import write_micro_recipe
 from transformers import AutoImageProcessor
 
+from hfvit.artifacts.artifact import find_artifact
 from hfvit.artifacts.engine_record import BuildOptions
 from hfvit.cli.export_onnx import export_onnx_command
 from hfvit.cli.export_tensorrt import add_arguments, export_tensorrt_command, size_in_bytes
@@ -19,6 +20,7 @@ from hfvit.errors import ModelError, run
 from hfvit.export.tensorrt_pipeline import EngineExport, graph_options
 from hfvit.pipeline import main as train
 from hfvit.trt.api import EngineOptions, load_backend
+from hfvit.trt.compatibility import read_engine
 
 RTX = load_backend("tensorrt_rtx")
 pytestmark = [
@@ -126,6 +128,26 @@ def test_export_of_onnx_file_replaces_an_older_engine(given, tmp_path, capsys):
     assert names(out) == FOLDER
 
 
+@pytest.mark.parametrize("exists", [False, True])
+def test_build_after_a_kill_before_the_engine_is_renamed_completes_the_folder(given, tmp_path, monkeypatch, exists):
+    out = tmp_path / "engine"
+    if exists:
+        assert export("--model", given, out) == 0
+
+    def commit(finished, path):
+        raise InterruptedError  # no HFViTError, as a kill
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hfvit.export.tensorrt_pipeline.commit_file", commit)
+        with pytest.raises(InterruptedError):
+            export_tensorrt_command(parsed("--model", given, out, "--max_batch", 8))
+    with pytest.raises(ModelError):  # the older engine is not taken for the new one
+        read_engine(find_artifact(out))
+    assert export("--model", given, out, "--max_batch", 8) == 0
+    assert names(out) == FOLDER
+    assert read_record(out)["sha256"] == hashlib.sha256((out / "model.engine").read_bytes()).hexdigest()
+
+
 def test_engine_of_onnx_file_records_no_calibration(given, tmp_path):
     words = ["--dtype", "int8", "--calibration_dataset", "digits", "--calibration_samples", 9]
     export = EngineExport(graph_options(parsed("--model", given, tmp_path / "engine", *words)), RTX, EngineOptions())
@@ -222,6 +244,8 @@ instance_group [
         (["--model", "{given}", "{tmp}/out", "--gate_samples", "9"], "gate_samples", ["9"]),
         (["--model", "{given}", "{tmp}/out", "--opset", "20"], "opset", ["20"]),
         (["--model", "{given}", "{tmp}/out", "--atol", "0"], "atol", ["0.0"]),
+        (["--model", "{given}", "{tmp}/out", "--no_gate"], "no_gate", ["ONNX"]),
+        (["--model", "{given}", "{tmp}/out", "--device", "cpu"], "device", ["cpu", "ONNX"]),
         (["--model", "{given}", "{tmp}/out", "--dtype", "int8", "--calibration_samples", "9"], "calibration_samples",
          ["9"]),
     ],

@@ -64,7 +64,7 @@ def class_counts(splits) -> dict[str, dict[str, int]]:
         role: dict(
             zip(splits.labels, np.bincount(splits[role]["label"], minlength=len(splits.labels)).tolist(), strict=True)
         )
-        for role in splits.facts["splits"]
+        for role in splits.metadata["splits"]
     }
 
 

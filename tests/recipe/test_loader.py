@@ -477,6 +477,23 @@ def test_load_recipe_with_a_name_of_another_library_suggests_the_key(write, name
     assert_names(caught.value, key)
 
 
+@pytest.mark.parametrize(
+    ("words", "option", "data"),
+    [
+        (["--image_size", "32", "64"], "image_size", ["64"]),
+        (["--max_steps", "64", "--image_size=32", "64"], "image_size", ["64"]),
+        (["epochs=3"], "epochs", ["--num_train_epochs 3"]),
+        (["image_size=32"], "image_size", ["--image_size 32"]),
+        (["photos"], "photos", []),
+    ],
+)
+def test_word_that_belongs_to_no_option_raises(write, words, option, data):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe([write(MINIMAL), *words])
+    assert option_of(caught.value) == option
+    assert_names(caught.value, *data)
+
+
 def test_names_of_other_libraries_are_no_keys_but_name_one():
     assert not set(_FIELDS) & {*OTHER_NAMES, *SET_ELSEWHERE}
     assert set(OTHER_NAMES.values()) <= set(_FIELDS)

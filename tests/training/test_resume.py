@@ -347,13 +347,13 @@ def test_split_fingerprints_are_stable_across_processes(colors, tmp_path):
         "datasets.config.HF_DATASETS_CACHE = pathlib.Path(sys.argv[2])\n"
         "from hfvit.data.factory import load_splits\n"
         "from hfvit.recipe.arguments import DataArguments\n"
-        "splits = load_splits(DataArguments(sys.argv[1], max_train_samples=40), seed=3).facts['splits']\n"
+        "splits = load_splits(DataArguments(sys.argv[1], max_train_samples=40), seed=3).metadata['splits']\n"
         "print(json.dumps({role: split['fingerprint'] for role, split in splits.items()}))"
     )
     # Of another process, whose hashes have another seed.
     result = run_command(sys.executable, "-c", code, colors, tmp_path / "cache", PYTHONPATH=str(ROOT))
     assert result.returncode == 0, result.stderr
-    splits = load_splits(DataArguments(str(colors), max_train_samples=40), seed=3).facts["splits"]
+    splits = load_splits(DataArguments(str(colors), max_train_samples=40), seed=3).metadata["splits"]
     assert json.loads(result.stdout) == {role: split["fingerprint"] for role, split in splits.items()}
     assert set(splits) == {"train", "validation", "test"}
 

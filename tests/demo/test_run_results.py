@@ -13,7 +13,7 @@ from hfvit.artifacts.artifact import find_artifact
 from hfvit.artifacts.run_record import write_examples
 from hfvit.artifacts.run_sections import ExampleImage, ExampleImages, OutOfDistribution
 from hfvit.cli.demo import one_of_each_folder
-from hfvit.demo.run_facts import RunFacts, read_facts, write_class_examples
+from hfvit.demo.run_results import RunResults, read_results, write_class_examples
 
 
 @pytest.fixture
@@ -23,27 +23,27 @@ def checkpoint(tmp_path):
     return folder
 
 
-def test_facts_are_those_of_the_run(checkpoint):
+def test_results_are_those_of_the_run(checkpoint):
     record = make_record(3)
     record.finished = "2026-01-02T03:04:05+00:00"
     record.out_of_distribution = OutOfDistribution(
         score="energy", threshold=-2.0, kept=0.95, fitted_on="validation", images=100
     )
     record.save(checkpoint)
-    facts = read_facts(find_artifact(checkpoint))
-    assert facts.score == record.result.score
-    assert "2,000 test images, 2026-01-02" in facts.score_note
-    assert facts.is_unlike(np.array([[0.0, 0.0, 0.0]]), multi_label=False)
-    assert not facts.is_unlike(np.array([[9.0, 0.0, 0.0]]), multi_label=False)
+    results = read_results(find_artifact(checkpoint))
+    assert results.score == record.result.score
+    assert "2,000 test images, 2026-01-02" in results.score_note
+    assert results.is_unlike(np.array([[0.0, 0.0, 0.0]]), multi_label=False)
+    assert not results.is_unlike(np.array([[9.0, 0.0, 0.0]]), multi_label=False)
 
 
-def test_facts_without_a_readable_run_are_unknown(checkpoint):
-    assert read_facts(find_artifact(checkpoint)) == RunFacts()
+def test_results_without_a_readable_run_are_unknown(checkpoint):
+    assert read_results(find_artifact(checkpoint)) == RunResults()
     (checkpoint / "run.json").write_text("{")
-    facts = read_facts(find_artifact(checkpoint))
-    assert facts == RunFacts()
-    assert facts.score_text == facts.score_note == ""
-    assert not facts.is_unlike(np.zeros((1, 3)), multi_label=False)
+    results = read_results(find_artifact(checkpoint))
+    assert results == RunResults()
+    assert results.score_text == results.score_note == ""
+    assert not results.is_unlike(np.zeros((1, 3)), multi_label=False)
 
 
 def test_class_examples_are_in_folders_of_their_class(checkpoint, tmp_path):

@@ -18,7 +18,7 @@ UNLIKE_NOTE = "Unlike the training data: do not rely on this prediction."
 
 
 @dataclass(frozen=True)
-class RunFacts:
+class RunResults:
     """Results of a run, None where they are unknown.
 
     Attributes:
@@ -67,16 +67,16 @@ class RunFacts:
         return known is not None and bool(energy(logits, multi_label)[0] > known.threshold)
 
 
-def read_facts(artifact: Artifact) -> RunFacts:
+def read_results(artifact: Artifact) -> RunResults:
     """Read the results of an artifact's run, none without a readable run.json."""
     file = run_file(artifact)
     if file is None:
-        return RunFacts()
+        return RunResults()
     try:
         record = RunRecord.load(file.parent)
     except ModelError:
-        return RunFacts()
-    return RunFacts(
+        return RunResults()
+    return RunResults(
         description=record.model.description,
         score=record.result.score,
         images=record.result.images,
