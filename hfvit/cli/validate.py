@@ -121,7 +121,7 @@ def validate(options: argparse.Namespace) -> None:
         providers=providers,
     )
     print(comparison.table())
-    if options.per_class:
+    if options.per_class and comparison.metrics is not None:
         print(f"\n{comparison.class_table()}\n")
     written = [*comparison.saved]
     if output:

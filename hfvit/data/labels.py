@@ -332,7 +332,7 @@ def _encode_plain(
     return class_names, encoded
 
 
-def as_in_training(values: list, own: Any, train: Any, name: str) -> list:
+def as_in_training(values: list, own: Any, train: Any, name: str, class_names: Sequence[str] | None = None) -> list:
     """Convert labels of a split to the type of those of the training split.
 
     Splits that were written one by one can have the classes in another order, or names in place of indices.
@@ -342,10 +342,15 @@ def as_in_training(values: list, own: Any, train: Any, name: str) -> list:
         own: type of a label in the split.
         train: type of a label in the training split.
         name: name of the split, for messages.
+        class_names: class names that the recipe declares.
 
     Raises:
         DataError: a class of the split is none of the training split.
     """
+    is_numbered = isinstance(train, Value) and train.dtype.startswith(("int", "uint"))
+    has_names = isinstance(own, ClassLabel) and set(map(normalized, own.names)) == set(class_names or ())
+    if is_numbered and has_names:
+        train = ClassLabel(names=list(class_names))
     kinds = [isinstance(feature, ClassLabel) or getattr(feature, "dtype", None) for feature in (own, train)]
     if own == train or True not in kinds or not all(kind in (True, "string", "large_string") for kind in kinds):
         return values

@@ -305,8 +305,9 @@ def load_whole_splits(data: DataArguments, seed: int = 42, local: LocalData | No
 
     raw_labels = {role: kind.read(split) for role, split in loaded.items()}
     _drop_unlabeled(data, names, raw_labels, loaded, kind)
-    raw_labels = labels_as_in_training(kind, raw_labels, loaded, names)
-    labels, targets = kind.encode(features, raw_labels, names, read_class_names(data))
+    class_names = read_class_names(data)
+    raw_labels = labels_as_in_training(kind, raw_labels, loaded, names, class_names)
+    labels, targets = kind.encode(features, raw_labels, names, class_names)
     commit = dataset_commit(file["filename"] for file in loaded["train"].cache_files)
     loaded = {role: standardize(split, image_column, targets[role], text_column) for role, split in loaded.items()}
     left_out = {role: _left_out(local, names[role]) for role in loaded}
@@ -500,6 +501,7 @@ def labels_as_in_training(
     raw_labels: Mapping[str, list],
     loaded: Mapping[str, Dataset | IterableDataset],
     names: Mapping[str, str],
+    class_names: Sequence[str] | None = None,
 ) -> dict[str, list]:
     """Convert the labels of all splits to the type of the labels of `train`.
 
@@ -508,10 +510,11 @@ def labels_as_in_training(
         raw_labels: labels by role.
         loaded: splits by role.
         names: names of the splits by role, for messages.
+        class_names: class names that the recipe declares.
     """
     train = kind.type_of(loaded["train"].features)
     return {
-        role: as_in_training(values, kind.type_of(loaded[role].features), train, names[role])
+        role: as_in_training(values, kind.type_of(loaded[role].features), train, names[role], class_names)
         for role, values in raw_labels.items()
     }
 

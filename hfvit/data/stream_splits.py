@@ -98,7 +98,7 @@ def stream_splits(
     else:
         loaded = {role: source.load(names[role], streams[role], f"{role}_split") for role in names if role != "train"}
         raw_labels = {role: kind.read(split) for role, split in loaded.items()}
-        raw_labels = labels_as_in_training(kind, raw_labels, streams, names)
+        raw_labels = labels_as_in_training(kind, raw_labels, streams, names, class_names)
         labels, indices = kind.encode(train.features, raw_labels, names, class_names)
         whole = {role: standardize(split, image_column, indices[role]) for role, split in loaded.items()}
         found = {role: at_most(split, data.max_eval_samples, seed) for role, split in whole.items()}

@@ -107,6 +107,6 @@ def key_hint(name: str, keys: Iterable[str], prefix: str = "") -> str:
         return f" {SET_ELSEWHERE[name]}"
     if name in OTHER_NAMES:
         return f" Did you mean '{prefix}{OTHER_NAMES[name]}'?"
-    usable = [key for key in keys if key not in _UNUSABLE]
-    matches = get_close_matches(name, usable, n=1, cutoff=MIN_SIMILARITY)
-    return f" Did you mean '{prefix}{matches[0]}'?" if matches else ""
+    key_of = OTHER_NAMES | {key: key for key in keys if key not in _UNUSABLE}
+    matches = get_close_matches(name.lower(), key_of, n=1, cutoff=MIN_SIMILARITY)
+    return f" Did you mean '{prefix}{key_of[matches[0]]}'?" if matches else ""

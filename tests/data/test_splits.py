@@ -84,6 +84,20 @@ def test_load_splits_of_splits_with_other_class_indices_matches_names(tmp_path, 
         assert stream_splits(name, stream_evaluation=False).test["label"][:] == [1, 2, 2]
 
 
+@pytest.mark.parametrize("kind", [Value("int64"), Value("string"), ClassLabel(names=["cat", "bird", "dog"])])
+def test_load_splits_with_class_names_matches_those_of_another_split(tmp_path, kind):
+    names = ["bird", "cat", "dog"]
+    values = names if kind.dtype == "string" else [0, 1, 2]
+    test = make_split([0, 1, 2], {"label": ClassLabel(names=["dog", "cat", "bird"])})
+    train = make_split(values * 5, {"label": kind})
+    name = save(tmp_path, train=train, validation=test, test=test)
+    assert load_splits(name, class_names=names).test["label"][:] == [2, 1, 0]
+    streamed = stream_splits(name, class_names=names, stream_evaluation=False)
+    assert streamed.test["label"][:] == [2, 1, 0]
+    expected = load_splits(name, class_names=names).train["label"][:]
+    assert [row["label"] for row in streamed.train] == expected
+
+
 @pytest.mark.parametrize("missing", [None, "", " "])
 def test_load_splits_of_names_with_a_missing_one_counts_it(tmp_path, missing):
     test = make_split([LABELS[0], missing, LABELS[1]], {"label": Value("string")})

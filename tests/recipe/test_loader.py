@@ -504,6 +504,14 @@ def test_key_hint_of_a_name_like_no_key_is_empty(name):
     assert key_hint(name, _FIELDS, "--") == ""
 
 
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("num_worker", "dataloader_num_workers"), ("batchSize", "global_batch_size"), ("epoch", "num_train_epochs")],
+)
+def test_key_hint_of_a_name_like_one_of_another_library_is_its_key(name, key):
+    assert key_hint(name, _FIELDS, "--") == f" Did you mean '--{key}'?"
+
+
 def test_key_hint_names_no_key_that_cannot_be_set():
     assert "do_eval" not in key_hint("do_evaluate", _FIELDS)
 
