@@ -176,7 +176,7 @@ def compare(
     if tta is not None:
         classifiers += [classifier.with_tta(tta) for classifier in classifiers]
     batch_size = classifiers[0].batch_size if batch_size is None else batch_size
-    tallies, kept = _tally_all(classifiers, split, batch_size, show_progress, all_metrics)
+    tallies, logits = _tally_all(classifiers, split, batch_size, show_progress, all_metrics)
     first = list(split.images(range(min(batch_size, len(split)))))
     speeds = measure_speed(classifiers, [first[index % len(first)] for index in range(batch_size)])
     limits = GateLimits(max_accuracy_drop=max_accuracy_drop, min_agreement=min_agreement)
@@ -215,23 +215,20 @@ def compare(
     )
     thresholds = classifiers[0].thresholds
     order = _class_order(classifiers[0], split.classes)
-    return Comparison(gate, _metrics(kept, split, None if thresholds is None else thresholds[order]))
+    return Comparison(gate, _metrics(logits, split, None if thresholds is None else thresholds[order]))
 
 
 def _metrics(
-    kept: list[np.ndarray], split: EvaluationSplit, thresholds: np.ndarray | None
+    logits: np.ndarray | None, split: EvaluationSplit, thresholds: np.ndarray | None
 ) -> SplitMetrics | MultiLabelMetrics | None:
     """Compute all metrics of an artifact, None without finite logits.
 
     Args:
-        kept: logits of its batches `(batch, classes)`.
+        logits: its logits `(images, classes)`, or None.
         split: labeled images.
         thresholds: thresholds of a multi-label model `(classes,)`. Default: 0.5.
     """
-    if not kept:
-        return None
-    logits = np.concatenate(kept)
-    if not np.isfinite(logits).all():
+    if logits is None or not np.isfinite(logits).all():
         return None
     if split.labels.ndim == 1:
         return SplitMetrics.from_json(classification_metrics(logits, split.labels, split.classes))
@@ -245,7 +242,7 @@ def _tally_all(
     batch_size: int,
     show_progress: bool,
     keep_logits: bool,
-) -> "tuple[list[_Tally | _LabelTally], list[np.ndarray]]":
+) -> "tuple[list[_Tally | _LabelTally], np.ndarray | None]":
     """Count the answers of all artifacts in one pass over the images.
 
     Args:
@@ -256,11 +253,11 @@ def _tally_all(
         keep_logits: return the logits of the reference.
 
     Returns:
-        (tally of each artifact, logits of the reference by batch `(batch, classes)`).
+        (tally of each artifact, logits of the reference `(images, classes)` or None).
     """
     orders = [_class_order(classifier, split.classes) for classifier in classifiers]
     tallies = [_tally(classifier, order, split) for classifier, order in zip(classifiers, orders, strict=True)]
-    kept: list[np.ndarray] = []
+    kept = np.empty((len(split), len(split.classes)), np.float32) if keep_logits else None
     keys = [classifier.preprocessing for classifier in classifiers]
     by_key = dict(zip(keys, classifiers, strict=True))  # classifiers with equal preprocessing share it
 
@@ -279,7 +276,8 @@ def _tally_all(
                 logits = classifier.run(inputs[key])[:, order]
                 if expected is None:
                     expected = logits
-                    kept += [logits] if keep_logits else []
+                    if kept is not None:
+                        kept[rows] = logits
                 tally.add(logits, expected, split.labels[rows])
             bar.update(len(rows))
     return tallies, kept

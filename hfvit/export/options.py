@@ -30,7 +30,7 @@ def refuse_unused(options: argparse.Namespace, names: Iterable[str], reason: str
 
 
 def check_opset(opset: int | None, quantized_for_tensorrt: bool = False) -> None:
-    """Check an ONNX opset.
+    """Check the ONNX opset of an export.
 
     Args:
         opset: ONNX opset, None for the exporter's default.
@@ -41,7 +41,13 @@ def check_opset(opset: int | None, quantized_for_tensorrt: bool = False) -> None
     """
     if opset is not None and opset not in OPSETS:
         raise ModelError(f"opset: must be between {OPSETS[0]} and {OPSETS[-1]}, got {opset}.")
-    if opset is not None and quantized_for_tensorrt and opset < HALF_OPSET:
+    if opset is not None and quantized_for_tensorrt:
+        check_half_opset(opset)
+
+
+def check_half_opset(opset: int) -> None:
+    """Raise `ModelError` if a quantized graph for TensorRT cannot have an ONNX opset."""
+    if opset < HALF_OPSET:
         raise ModelError(
             f"opset: must be {HALF_OPSET} or above for a quantized graph for TensorRT, got {opset}. Omit opset."
         )

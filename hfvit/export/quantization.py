@@ -17,7 +17,7 @@ from hfvit.errors import DataError, ModelError, nearest, wrap_library_errors
 from hfvit.export.fp8 import to_fp8
 from hfvit.export.half_precision import to_half, wide_values
 from hfvit.export.int8_kernels import int8_graph
-from hfvit.export.options import check_opset
+from hfvit.export.options import check_half_opset
 from hfvit.utils.files import temporary_file
 from hfvit.utils.quiet import log_level
 
@@ -64,7 +64,7 @@ def quantize_onnx(
     model = load_float_graph(source)
     opset = next(entry.version for entry in model.opset_import if not entry.domain)
     if runtime == "tensorrt":
-        check_opset(opset, quantized_for_tensorrt=True)
+        check_half_opset(opset)
     is_static = mode != "int8-dynamic"
     if is_static and calibration is None:
         raise DataError(f"calibration: required for mode {mode}, got None. Pass batches, or mode int8-dynamic.")

@@ -314,6 +314,18 @@ def test_quantize_onnx_keeps_names_and_axes(int8):
     assert {file.suffix for file in path.parent.iterdir()} == {".onnx"}  # no temporary or external files
 
 
+def test_quantize_onnx_for_tensorrt_requires_opset_19(graphs, tmp_path):
+    model = onnx.load(graphs["timm"])
+    (opset,) = [entry for entry in model.opset_import if not entry.domain]
+    for opset.version in (18, 24):
+        onnx.save(model, tmp_path / f"{opset.version}.onnx")
+    with pytest.raises(ModelError, match=r"^opset: .*19"):
+        quantize_onnx(tmp_path / "18.onnx", tmp_path / "int8.onnx", runtime="tensorrt", calibration=batches())
+    quantize_onnx(tmp_path / "24.onnx", tmp_path / "int8.onnx", runtime="tensorrt", calibration=batches())
+    expected, logits = run(graphs["timm"], images(64)), run(tmp_path / "int8.onnx", images(64))
+    assert np.corrcoef(logits.ravel(), expected.ravel())[0, 1] > 0.99
+
+
 def small_model(inputs, nodes, weights=()):
     values = [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in inputs]
     output = helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)
