@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pickle import UnpicklingError
@@ -127,10 +127,17 @@ MIN_SIMILARITY = 0.7  # of names of options; below, the closest one is rarely th
 JOINERS = "\u200c\u200d"  # format characters in Persian words and emoji
 
 
-def nearest(name: str, known) -> str:
-    """Return " Did you mean 'x'?" for the closest known name, or an empty string."""
-    matches = get_close_matches(name, list(known), n=1)
-    return f" Did you mean '{matches[0]}'?" if matches else ""
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6, shown: Mapping[str, str] | None = None) -> str:
+    """Return " Did you mean 'x'?" for the closest known name, or an empty string.
+
+    Args:
+        name: unknown name.
+        known: known names.
+        cutoff: least similarity, from 0 to 1, see `difflib.get_close_matches`.
+        shown: what to show for a known name. Default: the name.
+    """
+    matches = get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f" Did you mean '{shown[matches[0]] if shown else matches[0]}'?" if matches else ""
 
 
 def one_line(error: Exception) -> str:

@@ -5,7 +5,7 @@ import math
 from difflib import get_close_matches
 from typing import NoReturn
 
-from hfvit.errors import EXIT_CODES, MIN_SIMILARITY, printable
+from hfvit.errors import EXIT_CODES, MIN_SIMILARITY, nearest, printable
 from hfvit.recipe.arguments import TTA
 
 ARTIFACT_KINDS = "checkpoint folder, Hub id, .onnx file, TensorRT engine or export folder"
@@ -35,13 +35,9 @@ class CommandParser(argparse.ArgumentParser):
         name = words[0].partition("=")[0]
         if not name.startswith("-"):
             self.error(f"{name}: unexpected argument")
-        self.error(f"{name}: unknown option.{self._nearest_option(with_underscores(name))}")
-
-    def _nearest_option(self, name: str) -> str:
-        """Return " Did you mean '--x'?" for the closest option, or an empty string."""
-        names = {option.lstrip("-"): option for option in self.option_names}  # equal dashes are no similarity
-        matches = get_close_matches(name.lstrip("-"), names, n=1, cutoff=MIN_SIMILARITY)
-        return f" Did you mean '{names[matches[0]]}'?" if matches else ""
+        options = {option.lstrip("-"): option for option in self.option_names}  # equal dashes are no similarity
+        hint = nearest(with_underscores(name).lstrip("-"), options, MIN_SIMILARITY, options)
+        self.error(f"{name}: unknown option.{hint}")
 
     def check_misspelled(self, words: list[str]) -> None:
         """Exit with an error if one of `words` looks like a misspelled option.

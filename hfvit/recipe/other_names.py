@@ -1,9 +1,8 @@
 """Names of options in other libraries, for the hint of an unknown option."""
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 
-from hfvit.errors import MIN_SIMILARITY
+from hfvit.errors import MIN_SIMILARITY, nearest
 from hfvit.recipe.training_args import NOT_AVAILABLE, WITHOUT_EFFECT
 
 # Key of a recipe -> names of timm's and transformers' training scripts, of other trainers, and common ones.
@@ -108,5 +107,5 @@ def key_hint(name: str, keys: Iterable[str], prefix: str = "") -> str:
     if name in OTHER_NAMES:
         return f" Did you mean '{prefix}{OTHER_NAMES[name]}'?"
     key_of = OTHER_NAMES | {key: key for key in keys if key not in _UNUSABLE}
-    matches = get_close_matches(name.lower(), key_of, n=1, cutoff=MIN_SIMILARITY)
-    return f" Did you mean '{prefix}{key_of[matches[0]]}'?" if matches else ""
+    shown = {other: prefix + key for other, key in key_of.items()}
+    return nearest(name.lower(), shown, MIN_SIMILARITY, shown)
