@@ -351,10 +351,12 @@ def as_in_training(values: list, own: Any, train: Any, name: str, class_names: S
     has_names = isinstance(own, ClassLabel) and set(map(normalized, own.names)) == set(class_names or ())
     if is_numbered and has_names:
         train = ClassLabel(names=list(class_names))
-    kinds = [isinstance(feature, ClassLabel) or getattr(feature, "dtype", None) for feature in (own, train)]
-    if own == train or True not in kinds or not all(kind in (True, "string", "large_string") for kind in kinds):
+    has_indices, to_indices = (isinstance(feature, ClassLabel) for feature in (own, train))
+    texts = ("string", "large_string")
+    are_names = all(isinstance(f, ClassLabel) or getattr(f, "dtype", None) in texts for f in (own, train))
+    if own == train or not are_names or not (has_indices or to_indices):
         return values
-    known = {normalized(label): index for index, label in enumerate(train.names)} if kinds[1] is True else {}
+    known = {normalized(label): index for index, label in enumerate(train.names)} if to_indices else {}
     unknown = set()
 
     def convert(value: Any) -> Any:
@@ -362,9 +364,9 @@ def as_in_training(values: list, own: Any, train: Any, name: str, class_names: S
             return None
         if value == -1:
             return value
-        if kinds[0] is True:
+        if has_indices:
             value = own.names[value] if 0 <= value < len(own.names) else str(value)
-        if kinds[1] is not True:
+        if not to_indices:
             return value
         if normalized(value) not in known:
             unknown.add(value)
