@@ -24,6 +24,12 @@ for (const table of document.querySelectorAll("table.sortable")) {
   }
 }
 
+// A tab stop only where there is something to scroll.
+const resized = new ResizeObserver((entries) => {
+  for (const { target } of entries) target.toggleAttribute("tabindex", target.scrollWidth > target.clientWidth);
+});
+for (const region of document.querySelectorAll(".scroll, pre")) resized.observe(region);
+
 const filter = document.getElementById("filter");
 if (filter) {
   filter.closest(".filter").hidden = false;

@@ -49,6 +49,9 @@ def test_page_with_hostile_names_escapes_them_and_loads_nothing(hostile, tmp_pat
     assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
     assert all(not key.startswith("on") for _, attributes in parsed.tags for key in attributes)
     assert any("<script>alert(1)<" in text for text in parsed.text)
+    assert all(attributes.get("scope") in ("col", "row") for tag, attributes in parsed.tags if tag == "th")
+    scrolled = [of for tag, of in parsed.tags if tag == "pre" or of.get("class") == "scroll"]
+    assert [of.get("tabindex") for of in scrolled] == ["0"] * 3
     assert any(text.count("\n") > 3 and "model_name_or_path: " in text for text in parsed.text)
 
 

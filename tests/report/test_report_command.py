@@ -258,3 +258,30 @@ def test_page_without_a_console_error_sorts_and_filters(trained):
         assert visit.page.eval_on_selector_all("table.sortable tbody tr", rows) == ["green", "red"]
         visit.close()
     assert (visit.elsewhere, visit.errors) == ([], [])
+
+
+def test_page_isolates_class_names_and_scrolls_by_keyboard(trained):
+    text = hfvit.write_report(trained, html=True).page.read_text()
+    rows = re.findall(r'<th scope="row">(.*?)</th>', text)
+    assert {f"<bdi>{name}</bdi>" for name in LABELS} <= set(rows)
+    scrolled = re.findall(r'<pre\b[^>]*>|<div class="scroll"[^>]*>', text)
+    assert len(scrolled) > 4
+    assert all('tabindex="0"' in tag for tag in scrolled)
+
+
+@pytest.mark.slow
+def test_page_with_long_names_fits_a_phone_and_shows_the_numbers(out):
+    facts = json.loads((out / "run.json").read_text())
+    facts["metrics"]["test"]["per_class"][0]["label"] = "pneumonoultramicroscopicsilicovolcanoconiosis" * 4
+    facts["recipe"]["a_key_that_is_longer_than_a_phone_is_wide"] = True
+    (out / "run.json").write_text(json.dumps(facts))
+    page = hfvit.write_report(out, html=True).page
+    shown = "cells => cells.map(cell => cell.getBoundingClientRect().right <= innerWidth)"
+    with chromium() as browser:
+        phone = Visit(browser, page.as_uri(), viewport={"width": 360, "height": 800})
+        phone.page.eval_on_selector_all("details", "parts => parts.forEach(part => (part.open = true))")
+        assert phone.page.evaluate("document.documentElement.scrollWidth") <= 360
+        phone.close()
+        desk = Visit(browser, page.as_uri(), viewport={"width": 1280, "height": 800})
+        assert all(desk.page.eval_on_selector_all("table.sortable td", shown))
+        desk.close()
