@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from helpers.browser import Visit, chromium, served
 from helpers.images import LABELS
 from helpers.messages import assert_names, option_of
 from helpers.onnx_graphs import write_configs, write_graph
@@ -227,3 +228,35 @@ def test_page_shows_temperature_and_threshold_of_single_views_only(capsys, expor
     assert demo(capsys, export, "--static", tmp_path / "page")[0] == 0
     page = json.loads((tmp_path / "page" / "page.json").read_text())
     assert (page["temperature"], page["max_energy"]) == ((1.0, None) if tta else (2.0, -2.0))
+
+
+WORKER = """
+const answer = { label: "כלב (גור)", probability: 0.985 };
+const seen = { data: new Uint8ClampedArray(4), width: 1, height: 1 };
+onmessage = ({ data: { kind, id } }) => {
+  if (kind === "start") postMessage({ kind: "ready" });
+  if (kind === "classify")
+    postMessage({ kind: "answer", id, best: [answer], isUnlike: false, milliseconds: 1, seen, size: [1, 1] });
+  if (kind === "explain") postMessage({ kind: "explained", id, seen, label: answer.label });
+};
+"""
+
+
+@pytest.mark.slow
+def test_names_in_another_writing_direction_are_isolated(capsys, export, tmp_path):
+    assert demo(capsys, export, "--static", tmp_path / "page")[0] == 0
+    (tmp_path / "page" / "worker.js").write_text(WORKER)
+    Image.new("RGB", (1, 1)).save(tmp_path / "image.png")
+    with chromium() as browser, served(tmp_path / "page") as address:
+        visit = Visit(browser, address)
+        visit.wait("ready")
+        assert visit.choose(tmp_path / "image.png") == "כלב (גור), 98.5%"
+        visit.page.click("#explain")
+        visit.wait("explained")
+        names = visit.page.eval_on_selector_all(
+            "#status bdi, #explained bdi, .name", "all => all.map(e => e.innerText)"
+        )
+        assert names == ["כלב (גור)"] * 3
+        roles = visit.page.eval_on_selector_all("dl > [role], dl > div > [role]", "all => all.length")
+        visit.close()
+    assert (roles, visit.errors) == (0, [])

@@ -13,7 +13,7 @@ let current = 0; // id of the image that is shown; answers for older images are 
 let waiting = null;
 
 function say(text, kind = "") {
-  status.textContent = text;
+  status.replaceChildren(...[text].flat());
   status.className = kind;
 }
 
@@ -59,7 +59,7 @@ const replies = {
   explained({ id, seen, label }) {
     if (id !== current) return;
     showSeen(seen);
-    explained.textContent = `Orange: hiding this part makes “${label}” less probable (occlusion).`;
+    explained.replaceChildren("Orange: hiding this part makes “", isolated(label), "” less probable (occlusion).");
     document.body.dataset.state = "explained";
   },
   refused({ id, text }) {
@@ -67,10 +67,18 @@ const replies = {
   },
 };
 
+/** Keep a name in another writing direction apart from the text around it. */
+function isolated(name) {
+  const part = document.createElement("bdi");
+  part.textContent = name;
+  return part;
+}
+
 /** The most probable class, or with several labels those that reach their thresholds. */
 function summary(best) {
-  if (best[0].found === undefined) return `${best[0].label}, ${percent(best[0].probability)}`;
-  return best.filter(({ found }) => found).map(({ label }) => label).join(", ") || "None of its classes";
+  if (best[0].found === undefined) return [isolated(best[0].label), `, ${percent(best[0].probability)}`];
+  const names = best.filter(({ found }) => found).flatMap(({ label }) => [", ", isolated(label)]);
+  return names.length ? names.slice(1) : "None of its classes";
 }
 
 function refuse(text) {
@@ -101,7 +109,8 @@ function showBars(best) {
         part.className = kind;
         return part;
       });
-      name.textContent = name.title = label;
+      name.textContent = label;
+      name.dir = "auto";
       probabilityText.textContent = percent(probability);
       bar.append(document.createElement("i"));
       row.append(name, probabilityText, bar);
