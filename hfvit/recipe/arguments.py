@@ -433,7 +433,7 @@ class RunArguments:
     )
     channels_last: bool = _field(
         False,
-        "Train and evaluate convolutions in the memory format channels_last (NHWC), which is faster on most devices.",
+        "Train and evaluate convolutions in the memory format channels_last (NHWC).",
     )
     early_stopping_patience: int | None = _field(
         None, "Stop after this many evaluations without a better metric_for_best_model. Default: off."
