@@ -31,7 +31,7 @@ EPILOG = f"""\
 The values `none` and `null` mean null. All other fields of transformers' TrainingArguments are options, too:
 `python -m hfvit.train --help` lists them.
 
-{exit_codes(0, 2, 3, 5, 6, 7, 75)}"""
+{exit_codes(0, 2, 3, 5, 6, 7, 8, 75)}"""
 
 # Options in the order of the help; fields of the recipe that are in no group are shown under RARE.
 GROUPS = {

@@ -43,10 +43,10 @@ def extend(
     """Add the classes of a folder to a checkpoint, and save the larger checkpoint.
 
     The rows of the head of the old classes stay. The row of a new class is the mean feature of its images (weight
-    imprinting, https://arxiv.org/abs/1712.07136). One scale and one
-    bias for all new rows balance old and new classes: they are chosen on the even rows of the old classes' labeled
-    split and on the new images, and the accuracy of the old classes is that of the odd rows. New images are classified
-    by prototypes of the other images (leave-one-out).
+    imprinting, https://arxiv.org/abs/1712.07136). One scale and one offset for all new rows balance old and new
+    classes: they are chosen on the even rows of the old classes' labeled split and on the new images, and the accuracy
+    of the old classes is that of the odd rows. New images are classified by prototypes of the other images
+    (leave-one-out).
 
     Args:
         run: checkpoint folder or Hub id of a timm model with a linear head.

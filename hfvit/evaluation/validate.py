@@ -46,7 +46,7 @@ def validate(
         text_column: name of the text column. Default: the recipe's.
         max_samples: number of images, sampled with `seed`. Default: all.
         seed: seed of `max_samples`.
-        max_accuracy_drop: largest drop in accuracy, in percentage points.
+        max_accuracy_drop: largest drop in accuracy beyond chance, in percentage points.
         min_agreement: smallest fraction of images, 0 to 1, with the class that the reference predicts. Default: none.
         patch_size: also compare the reference with these patch sizes, in pixels (FlexiViT).
         merge_tokens: also compare the reference with these numbers of tokens merged per block (ToMe).
