@@ -43,6 +43,8 @@ COLORS = {
     "border_color_primary": "#d1d9e0", "border_color_primary_dark": "#3d444d",
     "color_accent": "#0069a6", "slider_color": "#0069a6", "slider_color_dark": "#56b4e9",
 }  # fmt: skip
+# Break long names without spaces, which would push the probability out of a narrow page.
+STYLE = ".output-class, .confidence-set .text { overflow-wrap: anywhere; }"
 
 
 def load_gradio():
@@ -222,6 +224,7 @@ def _serve(gradio, classifier: Classifier, app, host: str, port: int | None, sha
             max_file_size=UPLOAD_LIMITS.max_bytes,
             app_kwargs={"middleware": [(RequestGuard, (), {})]},  # as FastAPI takes them: class and arguments
             allowed_paths=[str(Path(example).resolve()) for example in examples],
+            css=STYLE,
             theme=gradio.themes.Default(primary_hue="sky", font=FONTS, font_mono=MONOSPACE_FONTS).set(**COLORS),
         )
     except (OSError, OverflowError, UnicodeError) as error:

@@ -70,6 +70,8 @@ def test_app_returns_predictions_of_the_classifier_until_ctrl_c(app, checkpoint,
         visit.page.set_input_files("input[type=file]", str(photo))
         visit.page.wait_for_selector(f"[data-testid=label-output-value]:has-text('{answer['label']}')")
         visit.page.wait_for_selector("img[src*='.webp']")  # explanation
+        wraps = "names => names.map(name => getComputedStyle(name).overflowWrap)"
+        assert set(visit.page.eval_on_selector_all(".confidence-set .text", wraps)) == {"anywhere"}
         visit.close()
     assert (visit.elsewhere, visit.errors) == ([], [])
 
