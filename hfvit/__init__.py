@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING
 __version__ = version("hfvit")
 
 if TYPE_CHECKING:
+    from hfvit import errors as errors
     from hfvit.artifacts.run_record import RunRecord as RunRecord
     from hfvit.evaluation.extend import extend as extend
     from hfvit.evaluation.soup import soup as soup
@@ -97,6 +98,8 @@ _PUBLIC = {
 if not TYPE_CHECKING:  # type checkers would accept any name
 
     def __getattr__(name):
+        if name == "errors":
+            return import_module("hfvit.errors")
         if name not in _PUBLIC:
             raise AttributeError(f"module 'hfvit' has no attribute {name!r}; it has {', '.join(sorted(_PUBLIC))}")
         module, attribute = _PUBLIC[name]
@@ -104,4 +107,4 @@ if not TYPE_CHECKING:  # type checkers would accept any name
 
 
 def __dir__():
-    return sorted(_PUBLIC)
+    return sorted([*_PUBLIC, "errors"])

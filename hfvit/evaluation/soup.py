@@ -1,8 +1,10 @@
 """Average the weights of several finished runs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import hfvit
 from hfvit.artifacts.artifact import find_artifact
@@ -18,6 +20,7 @@ from hfvit.models.configuration import HFViTConfig, load_config
 from hfvit.models.modeling import HFViTForImageClassification
 from hfvit.models.soup import Weights, cook_soup
 from hfvit.recipe.arguments import DROP_RATES, GREEDY, SOUPS
+from hfvit.utils.checks import check_integer
 from hfvit.utils.files import write_object
 
 # Values of a configuration that all members of a soup must share.
@@ -27,7 +30,7 @@ DROPOUT = (*DROP_RATES, "proj_drop_rate", "pos_drop_rate")
 
 
 def soup(
-    runs: Sequence[str | Path],
+    runs: Iterable[str | Path],
     output_dir: str | Path,
     *,
     kind: str = GREEDY,
@@ -35,7 +38,7 @@ def soup(
     split: str | None = None,
     max_samples: int | None = None,
     batch_size: int | None = None,
-    device: str | None = None,
+    device: str | torch.device | None = None,
 ) -> SoupRecord:
     """Average the weights of several runs, and save the checkpoint.
 
@@ -63,6 +66,8 @@ def soup(
     """
     if kind not in SOUPS:
         raise ModelError(f"kind: must be one of {', '.join(SOUPS)}, got {kind!r}.")
+    check_integer("max_samples", max_samples)
+    check_integer("batch_size", batch_size)
     runs = [runs] if isinstance(runs, str | Path) else runs
     names = [str(Path(run)) for run in runs]  # `a/` is `a`
     if len(set(names)) < 2:

@@ -1,0 +1,62 @@
+"""Restore settings of the process that a call of the library changes."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from hfvit.utils.environment import set_tf32
+
+
+@contextmanager
+def kept_tf32() -> Iterator[None]:
+    """Restore the TF32 mode of matrix products and convolutions after the context."""
+    try:
+        legacy = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # set by the new settings alone
+        legacy = None
+    modules = (torch.backends, torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+    before = [module.fp32_precision for module in modules]
+    try:
+        yield
+    finally:
+        if legacy is not None:
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = legacy
+        for module, value in zip(modules, before, strict=True):
+            module.fp32_precision = value
+
+
+@contextmanager
+def tf32_mode() -> Iterator[None]:
+    """Compute matrix products and convolutions in TF32 in the context."""
+    with kept_tf32():
+        set_tf32(True)
+        yield
+
+
+@contextmanager
+def kept_state() -> Iterator[None]:
+    """Restore random generators, determinism and TF32 after the context.
+
+    A `Trainer` sets them for the process.
+    """
+    python = random.getstate()
+    arrays = np.random.get_state()
+    cpu = torch.get_rng_state()
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    is_deterministic = torch.are_deterministic_algorithms_enabled()
+    warns_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    with kept_tf32():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(arrays)
+            torch.set_rng_state(cpu)
+            if gpus is not None:
+                torch.cuda.set_rng_state_all(gpus)
+            torch.use_deterministic_algorithms(is_deterministic, warn_only=warns_only)
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
