@@ -11,7 +11,7 @@ Train
 
 Use
     load_classifier("out")                     checkpoint, Hub id, ONNX file or TensorRT engine -> Classifier
-    predict("out", "image.jpg")                the classes of an image, or of many
+    predict("out", "image.jpg")                the classes of an image, a list, or a folder
     embed("out", ["a.jpg", "b.jpg"])           pooled features, to search or cluster images
     extend("out", "new_classes", "out2")       new classes from a few images each, without training
     soup(["out", "out2"], "out3")              the mean of the weights of several runs

@@ -66,6 +66,9 @@ class _ShortRepr(reprlib.Repr):
         self.maxlist = self.maxtuple = self.maxdict = 4
         self.maxstring = self.maxother = 50
 
+    def repr_float(self, x: float, level: int) -> str:
+        return f"{x:.6g}"
+
     def repr_instance(self, x: Any, level: int) -> str:
         return f"{type(x).__name__}(...)" if isinstance(x, Record) else super().repr_instance(x, level)
 

@@ -22,6 +22,7 @@ from hfvit.models.soup import Weights, cook_soup
 from hfvit.recipe.arguments import DROP_RATES, GREEDY, SOUPS
 from hfvit.utils.checks import check_integer
 from hfvit.utils.files import write_object
+from hfvit.utils.quiet import hidden_loading_bars
 
 # Values of a configuration that all members of a soup must share.
 SHARED = ("architecture", "model_args", "label_names", "problem_type", "pretrained_cfg")
@@ -82,7 +83,8 @@ def soup(
     logits = {}
 
     def read(name: str) -> Weights:
-        return HFViTForImageClassification.from_pretrained(name).state_dict()
+        with hidden_loading_bars():
+            return HFViTForImageClassification.from_pretrained(name).state_dict()
 
     def score(weights: Weights) -> float:
         classifier.backend.model.load_state_dict(weights)
@@ -95,7 +97,8 @@ def soup(
     if labeled.labels.ndim > 1:
         score(weights)
         thresholds = task.fit_thresholds({"validation": (logits["last"], labeled.labels)}).values
-    save_soup(names[0], weights, thresholds, target)
+    with hidden_loading_bars():
+        save_soup(names[0], weights, thresholds, target)
     for member in result.members:
         member.name = Path(member.name).name if find_artifact(member.name).folder else member.name
     record = SoupRecord(hfvit_version=hfvit.__version__, soup=result, data=labeled.record)

@@ -1,5 +1,6 @@
 """Restore settings of the process that a call of the library changes."""
 
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,12 @@ import numpy as np
 import torch
 
 from hfvit.utils.environment import set_tf32
+
+# Variables that transformers sets for `full_determinism` (5.24).
+DETERMINISM = (
+    "CUDA_LAUNCH_BLOCKING", "CUBLAS_WORKSPACE_CONFIG", "ASCEND_LAUNCH_BLOCKING", "HCCL_DETERMINISTIC",
+    "FLASH_ATTENTION_DETERMINISTIC",
+)  # fmt: skip
 
 
 @contextmanager
@@ -49,6 +56,7 @@ def kept_state() -> Iterator[None]:
     is_deterministic = torch.are_deterministic_algorithms_enabled()
     warns_only = torch.is_deterministic_algorithms_warn_only_enabled()
     cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    variables = {name: os.environ.get(name) for name in DETERMINISM}
     with kept_tf32():
         try:
             yield
@@ -60,3 +68,7 @@ def kept_state() -> Iterator[None]:
                 torch.cuda.set_rng_state_all(gpus)
             torch.use_deterministic_algorithms(is_deterministic, warn_only=warns_only)
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
+            for name, value in variables.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value

@@ -512,12 +512,7 @@ WRONG_IMAGES = (
 @pytest.mark.parametrize("wrong", WRONG_IMAGES, ids=lambda wrong: repr(wrong)[:20])
 def test_objects_that_are_no_images_are_errors_of_images(checkpoint, wrong):
     classifier = hfvit.load_classifier(checkpoint, device="cpu")
-    for function in (
-        classifier,
-        classifier.predict,
-        classifier.logits,
-        lambda images: hfvit.embed(classifier, images),
-    ):
+    for function in (classifier, classifier.predict, classifier.logits, partial(hfvit.embed, classifier)):
         with pytest.raises(DataError, match=r"^images:"):
             function(wrong)
 

@@ -1,9 +1,11 @@
 """Settings of the process after a call of the library."""
 
+import os
 import random
 
 import numpy as np
 import torch
+from transformers import enable_full_determinism
 
 from hfvit.utils.environment import set_tf32
 from hfvit.utils.global_state import kept_state, kept_tf32, tf32_mode
@@ -20,14 +22,15 @@ def test_random_generators_and_determinism_are_restored():
     def draw():
         return random.random(), np.random.random(), torch.rand(1).item()
 
+    variables = dict(os.environ)
     with kept_state():
         expected = draw()
     with kept_state():
         draw()
-        torch.manual_seed(3)
-        torch.use_deterministic_algorithms(True)
+        enable_full_determinism(3)
         torch.backends.cudnn.benchmark = True
     assert draw() == expected
+    assert dict(os.environ) == variables
     assert not torch.are_deterministic_algorithms_enabled()
     assert not torch.backends.cudnn.benchmark
 
