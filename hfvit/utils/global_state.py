@@ -53,8 +53,7 @@ def kept_state() -> Iterator[None]:
     arrays = np.random.get_state()
     cpu = torch.get_rng_state()
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    is_deterministic = torch.are_deterministic_algorithms_enabled()
-    warns_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    deterministic = _determinism()
     cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     variables = {name: os.environ.get(name) for name in DETERMINISM}
     with kept_tf32():
@@ -66,9 +65,14 @@ def kept_state() -> Iterator[None]:
             torch.set_rng_state(cpu)
             if gpus is not None:
                 torch.cuda.set_rng_state_all(gpus)
-            torch.use_deterministic_algorithms(is_deterministic, warn_only=warns_only)
+            if _determinism() != deterministic:
+                torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
             for name, value in variables.items():
                 os.environ.pop(name, None)
                 if value is not None:
                     os.environ[name] = value
+
+
+def _determinism() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
