@@ -11,7 +11,7 @@ Train
 
 Use
     load_classifier("out")                     checkpoint, Hub id, ONNX file or TensorRT engine -> Classifier
-    predict("out", "image.jpg")                the classes of an image, or of many
+    predict("out", "image.jpg")                the classes of an image, a list, or a folder
     embed("out", ["a.jpg", "b.jpg"])           pooled features, to search or cluster images
     extend("out", "new_classes", "out2")       new classes from a few images each, without training
     soup(["out", "out2"], "out3")              the mean of the weights of several runs
@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING
 __version__ = version("hfvit")
 
 if TYPE_CHECKING:
+    from hfvit import errors as errors
     from hfvit.artifacts.run_record import RunRecord as RunRecord
     from hfvit.evaluation.extend import extend as extend
     from hfvit.evaluation.soup import soup as soup
@@ -97,6 +98,8 @@ _PUBLIC = {
 if not TYPE_CHECKING:  # type checkers would accept any name
 
     def __getattr__(name):
+        if name == "errors":
+            return import_module("hfvit.errors")
         if name not in _PUBLIC:
             raise AttributeError(f"module 'hfvit' has no attribute {name!r}; it has {', '.join(sorted(_PUBLIC))}")
         module, attribute = _PUBLIC[name]
@@ -104,4 +107,4 @@ if not TYPE_CHECKING:  # type checkers would accept any name
 
 
 def __dir__():
-    return sorted(_PUBLIC)
+    return sorted([*_PUBLIC, "errors"])

@@ -17,8 +17,10 @@ from hfvit.recipe.loader import Recipe, as_options
 from hfvit.report.figures import draw_file, learning_rate_figure
 from hfvit.training.display import Display
 from hfvit.training.lr_range_test import LearningRateRangeTest
+from hfvit.utils.checks import check_integer
 from hfvit.utils.environment import use_all_cores
-from hfvit.utils.quiet import quiet_run
+from hfvit.utils.global_state import kept_state
+from hfvit.utils.quiet import log_level, quiet_run
 
 FOLDER = "lr_finder"  # in the output_dir of the recipe
 # as in fastai
@@ -78,9 +80,11 @@ def find_lr(
     """
     if not 0 < low < high:
         raise ValueError(f"low, high: must be positive and ascending, got {low:g} and {high:g}.")
+    check_integer("steps", steps, optional=False)
     if steps < MIN_STEPS:
         raise ValueError(f"steps: must be at least {MIN_STEPS}, got {steps}.")
-    return _find(load_given(recipe, {**fields, **OVERRIDDEN, "max_steps": steps}, from_scratch), low, high)
+    with kept_state():
+        return _find(load_given(recipe, {**fields, **OVERRIDDEN, "max_steps": steps}, from_scratch), low, high)
 
 
 def _find(recipe: Recipe, low: float, high: float) -> LearningRateCurve:
@@ -106,7 +110,11 @@ def _find(recipe: Recipe, low: float, high: float) -> LearningRateCurve:
     folder = Path(args.output_dir) / FOLDER
     with lock_folder(folder, "learning rate finder"), tempfile.TemporaryDirectory() as temporary:
         args.output_dir = temporary  # for what a signal makes the Trainer save
-        with Display(args) as display, quiet_run(args.verbose, display.with_bars):
+        with (
+            Display(args) as display,
+            quiet_run(args.verbose, display.with_bars),
+            log_level("hfvit", display.log_level),
+        ):
             test = _range_test(recipe, display, low, high)
         steepest, minimum_tenth = suggest(test.learning_rates, test.losses)
         curve = LearningRateCurve(

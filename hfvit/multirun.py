@@ -6,7 +6,7 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +32,9 @@ from hfvit.pipeline import start as start_run
 from hfvit.recipe.arguments import SINGLE_LABEL
 from hfvit.recipe.loader import Recipe, as_options, load_recipe, without_test_split
 from hfvit.training.resume import describe_changes, describe_origin
+from hfvit.training.trainer import check_functions, checked_callbacks
 from hfvit.utils.credentials import mask_values
+from hfvit.utils.global_state import kept_state
 
 # Options that a resolved recipe does not have, and that each run gets from the command line.
 PASSED_ON = ("quiet", "verbose", "json_log", "allow_changed_data")
@@ -66,7 +68,7 @@ def train(recipe: str | Path | Mapping[str, Any], **options: Any) -> RunRecord |
 def train(
     recipe: str | Path | Mapping[str, Any],
     *,
-    callbacks: Sequence[TrainerCallback] = (),
+    callbacks: Iterable[TrainerCallback] | None = None,
     train_transforms: Callable | None = None,
     compute_metrics: Callable | None = None,
     compute_loss_func: Callable | None = None,
@@ -89,6 +91,7 @@ def train(
         as `multirun.json`. None on all processes but the first.
 
     Raises:
+        TypeError: an argument is not a recipe, a function or a callback.
         RecipeError: the recipe is invalid; nothing was trained.
         DataError: the data is unusable; nothing was trained.
         ModelError: the model is unusable; nothing was trained.
@@ -97,9 +100,12 @@ def train(
         StorageError: a checkpoint cannot be written.
         InterruptedRunError: the run was stopped by a signal and saved.
     """
-    loaded = load_given(recipe, fields, from_scratch)
     functions = {"compute_metrics": compute_metrics, "compute_loss_func": compute_loss_func}
-    return start(loaded, callbacks, train_transforms, **{key: value for key, value in functions.items() if value})
+    check_functions({"train_transforms": train_transforms, **functions})
+    callbacks = checked_callbacks(callbacks)
+    options = {key: value for key, value in functions.items() if value}
+    with kept_state():
+        return start(load_given(recipe, fields, from_scratch), callbacks, train_transforms, **options)
 
 
 def start(

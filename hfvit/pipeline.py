@@ -53,7 +53,7 @@ from hfvit.training.trainer import HFViTTrainer
 from hfvit.utils.credentials import mask_values
 from hfvit.utils.environment import use_all_cores
 from hfvit.utils.files import sync_files, write_text
-from hfvit.utils.quiet import quiet_run
+from hfvit.utils.quiet import log_level, quiet_run
 from hfvit.utils.terminal import terminal_width
 
 STREAMED_EXAMPLES = 512  # first images of a streamed split, among which the report shows mistakes
@@ -95,8 +95,11 @@ def start(
             folder = printable(args.output_dir)
             print(f"{folder}: finished run. Pass --overwrite_output_dir to start a new one.", flush=True)
         return RunRecord.load(args.output_dir)
-    with Display(args) as display, quiet_run(args.verbose, display.with_bars):
-        logger.setLevel(display.log_level)
+    with (
+        Display(args) as display,
+        quiet_run(args.verbose, display.with_bars),
+        log_level(logger.name, display.log_level),
+    ):
         log_recipe(recipe)
         if args.device.type == "cpu":
             use_all_cores(args.world_size)

@@ -1,10 +1,14 @@
 """The public Python API, as a notebook uses it."""
 
+import copy
 import importlib
 import inspect
 import json
+import logging
+import pickle
 import pkgutil
 import pydoc
+import random
 import subprocess
 import sys
 
@@ -14,10 +18,10 @@ import torch
 from helpers.commands import ROOT
 from helpers.images import LABELS, colored_image
 from PIL import ImageOps
-from transformers import TrainerCallback
+from transformers import TrainerCallback, set_seed
 
 import hfvit
-from hfvit.errors import RecipeError
+from hfvit.errors import DataError, ModelError, RecipeError
 
 
 @pytest.fixture(scope="module")
@@ -203,3 +207,132 @@ def test_modules_import_without_side_effects_on_the_public_names():
     importlib.import_module("hfvit.pipeline")
     assert inspect.isfunction(hfvit.train)
     assert {module.name for module in pkgutil.iter_modules(hfvit.__path__)} >= {"pipeline", "train"}
+
+
+def test_training_leaves_the_state_of_the_process(trained, tmp_path):
+    import matplotlib
+    import matplotlib.pyplot as plt
+
+    out, _ = trained
+    backend = matplotlib.get_backend()
+    try:
+        plt.switch_backend("svg")  # as of a notebook
+        plt.rcParams["axes.grid"] = True
+        plt.figure()
+        settings = dict(matplotlib.rcParams)
+        set_seed(1)
+        expected = random.random(), np.random.random(), torch.rand(1).item()
+        set_seed(1)
+        level = logging.getLogger("hfvit").level
+        hfvit.train(out / "recipe.yaml", output_dir=tmp_path / "again", max_steps=2, callbacks=None)
+        hfvit.find_lr(out / "recipe.yaml", output_dir=tmp_path / "lr", steps=20)
+        assert (random.random(), np.random.random(), torch.rand(1).item()) == expected
+        assert logging.getLogger("hfvit").level == level
+        assert matplotlib.get_backend() == "svg"
+        assert dict(matplotlib.rcParams) == settings
+        assert len(plt.get_fignums()) == 1
+    finally:
+        plt.close("all")
+        plt.rcParams["axes.grid"] = False
+        plt.switch_backend(backend)
+
+
+def test_plots_do_not_depend_on_the_settings_of_the_caller(trained):
+    import matplotlib
+
+    out, _ = trained
+    hfvit.write_report(out)
+    expected = (out / "plots" / "confusion_matrix.png").read_bytes()
+    with matplotlib.rc_context({"axes.grid": True, "font.size": 20, "figure.dpi": 50, "lines.linewidth": 5}):
+        hfvit.write_report(out)
+    assert (out / "plots" / "confusion_matrix.png").read_bytes() == expected
+
+
+WRONG_LIMITS = (
+    {"max_accuracy_drop": "x"}, {"max_accuracy_drop": -1}, {"min_agreement": 99}, {"max_samples": 0},
+    {"max_samples": -1}, {"max_samples": 2.5}, {"batch_size": "4"}, {"seed": "x"}, {"patch_size": "8"},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG_LIMITS, ids=str)
+def test_wrong_options_of_validate_leave_the_record(trained, wrong):
+    out, _ = trained
+    before = (out / "run.json").read_bytes()
+    with pytest.raises(ModelError, match=rf"^{next(iter(wrong))}:"):
+        hfvit.validate(out, device="cpu", show_progress=False, **wrong)
+    assert (out / "run.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind"),
+    [
+        ({"callbacks": [3]}, TypeError), ({"callbacks": print}, TypeError), ({"train_transforms": 3}, TypeError),
+        ({"compute_metrics": "x"}, TypeError), ({"dataset_name": object()}, RecipeError),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_wrong_arguments_of_train_are_errors_before_the_data_is_read(trained, tmp_path, wrong, kind):
+    out, _ = trained
+    with pytest.raises(kind, match=rf"^{next(iter(wrong))}:"):
+        hfvit.train(out / "recipe.yaml", output_dir=tmp_path / "out", **wrong)
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_sets_in_memory_are_errors_that_name_the_trainer(colors):
+    from helpers.images import colored_split
+
+    data = colored_split(4, 0)
+    for function, option in ((hfvit.train, "recipe"), (hfvit.find_lr, "recipe"), (hfvit.inspect, "dataset")):
+        with pytest.raises(TypeError, match=rf"^{option}: .*save_to_disk"):
+            function(data)
+    with pytest.raises(RecipeError, match=r"^dataset_name: .*HFViTTrainer"):
+        hfvit.train("quickstart", dataset_name=data)
+
+
+def test_fields_take_arrays_as_the_recipe_does(trained, tmp_path):
+    out, _ = trained
+    record = hfvit.train(
+        out / "recipe.yaml", output_dir=tmp_path, max_steps=np.int64(1), crop_scale=np.array([0.5, 1.0]),
+        learning_rate=torch.tensor(1.23456e-3), plots=False,
+    )  # fmt: skip
+    assert record.recipe["crop_scale"] == [0.5, 1.0]
+    assert record.recipe["learning_rate"] == pytest.approx(1.23456e-3, rel=1e-6)
+
+
+def test_inspect_refuses_unknown_keys_and_folders_before_it_reads_images(colors, tmp_path):
+    with pytest.raises(RecipeError, match=r"^label_colum: .*'label_column'"):
+        hfvit.inspect(colors, label_colum="x")
+    with pytest.raises(RecipeError, match=r"^validation_fraction:"):
+        hfvit.inspect(colors, validation_fraction="0.1")
+    with pytest.raises(DataError, match=r"^html:"):
+        hfvit.inspect(colors, html=tmp_path)
+    with pytest.raises(ModelError, match=r"^seed:"):
+        hfvit.inspect(colors, seed="a")
+
+
+def test_empty_names_are_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match=r"^RECIPE: .*''"):
+        hfvit.train("", output_dir="out")
+
+
+def test_results_have_short_representations(trained, colors, tmp_path):
+    out, record = trained
+    inspection = hfvit.inspect(colors)
+    comparison = hfvit.validate(out, device="cpu", max_samples=8, show_progress=False)
+    curve = hfvit.find_lr(out / "recipe.yaml", output_dir=tmp_path, steps=20)
+    report = hfvit.write_report(out)
+    results = (inspection, comparison, curve, report, record, record.data, record.result, record.training)
+    for result in results:
+        assert "\n" not in repr(result)
+        assert len(repr(result)) < 700, type(result)
+        assert type(result).__name__ in repr(result)
+        assert copy.copy(result) == result == pickle.loads(pickle.dumps(result))
+    assert str(comparison) == comparison.table()
+    assert str(curve) == curve.describe()
+    assert "Starting recipe:" in str(inspection)
+
+
+def test_errors_are_an_attribute_of_the_package():
+    code = "import hfvit; assert issubclass(hfvit.errors.RecipeError, hfvit.errors.HFViTError)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

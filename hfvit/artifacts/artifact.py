@@ -10,6 +10,7 @@ from hfvit.artifacts.constants import CONFIG_FILE, ENGINE_RECORD_FILE, MULTIRUN_
 from hfvit.artifacts.engine_record import EngineRecord
 from hfvit.errors import ModelError, nearest, wrap_library_errors
 from hfvit.recipe.arguments import MULTI_LABEL, check_network
+from hfvit.utils.checks import check_name
 from hfvit.utils.files import expand_user
 from hfvit.utils.hub_ids import folder_or_hub_id
 
@@ -103,7 +104,11 @@ def find_artifact(path: str | Path) -> Artifact:
 
     Raises:
         ModelError: nothing that can be loaded was found.
+        TypeError: `path` is neither a path nor a Hub id.
     """
+    check_name("model", path, "Save a model with save_pretrained, and pass its folder.")
+    if not str(path):  # would be the current folder
+        raise ModelError("model: must be a path or Hub id, got ''.")
     file = expand_user(path)
     if file.suffix in (*DEFAULT_GRAPHS, *ENGINE_SUFFIXES):
         if not os.path.isfile(file):

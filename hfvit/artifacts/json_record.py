@@ -1,5 +1,6 @@
 """Dataclasses that read, check and write JSON objects."""
 
+import reprlib
 import types
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
@@ -54,6 +55,27 @@ class FieldError(ValueError):
         return FieldError(f"{name}{separator}{self.path}", self.problem)
 
 
+class _ShortRepr(reprlib.Repr):
+    """Shorten the representation of a field.
+
+    It has a few items of a list or dict, and the types of nested records.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlist = self.maxtuple = self.maxdict = 4
+        self.maxstring = self.maxother = 50
+
+    def repr_float(self, x: float, level: int) -> str:
+        return f"{x:.6g}"
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        return f"{type(x).__name__}(...)" if isinstance(x, Record) else super().repr_instance(x, level)
+
+
+_short = _ShortRepr().repr
+
+
 @dataclass(kw_only=True)
 class Record:
     """JSON object whose keys and types are those of the dataclass's fields.
@@ -63,6 +85,16 @@ class Record:
     """
 
     extra: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__repr__" not in vars(cls):  # before `dataclass` writes one of several pages
+            cls.__repr__ = Record.__repr__
+
+    def __repr__(self) -> str:
+        values = ((each.name, getattr(self, each.name)) for each in fields(self) if each.repr)
+        shown = [f"{name}={_short(value)}" for name, value in values if value is not None]
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     @classmethod
     def from_json(cls, content: Any) -> Self:

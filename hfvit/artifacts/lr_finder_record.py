@@ -48,6 +48,15 @@ class LearningRateCurve(FileRecord):
             if len(getattr(self, name)) != len(self.learning_rates):
                 raise FieldError(name, f"must have {len(self.learning_rates)} items")
 
+    def __repr__(self) -> str:
+        return (
+            f"LearningRateCurve({len(self.losses)} steps: steepest={self.steepest:.1e},"
+            f" minimum_tenth={self.minimum_tenth:.1e}, recipe={self.recipe:.1e})"
+        )
+
+    def __str__(self) -> str:
+        return self.describe()
+
     def describe(self) -> str:
         """Return the suggestions as text."""
         end = "until the loss diverged" if self.diverged else "without divergence"

@@ -104,6 +104,14 @@ class MultiRunRecord(FileRecord):
             keys = dict.fromkeys(key for scores in found for key in scores)
             self.metrics[role] = {key: Spread.of(scores[key] for scores in found if key in scores) for key in keys}
 
+    def __repr__(self) -> str:
+        shown = [f"{len(self.runs)} of {len(self.planned)} {self.repeated_by}"]
+        shown += [f"{role} {self.score} {self._shown(each[self.score].mean)}" for role, each in self.metrics.items()]
+        return f"MultiRunRecord({', '.join(shown)})"
+
+    def __str__(self) -> str:
+        return self.table() if self.runs else repr(self)
+
     def table(self) -> str:
         """Return a table with the score of each finished run, mean and deviation."""
         roles = [role for role in ("validation", "test") if role in self.metrics]

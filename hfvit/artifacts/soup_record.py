@@ -23,3 +23,8 @@ class SoupRecord(Record):
     hfvit_version: str
     soup: Soup
     data: EvaluationData
+
+    def __repr__(self) -> str:
+        soup = self.soup
+        members = f"{len(soup.used)} of {len(soup.members)} runs"
+        return f"SoupRecord({soup.kind}, {members}: {soup.metric} {soup.score:.2%})"

@@ -69,7 +69,6 @@ def inspect(options: argparse.Namespace) -> int:
     recipe = output_file(options.recipe, "--recipe")
     hide_data_bars()
     from hfvit.recipe.loader import NULLS
-    from hfvit.report.inspection import describe
     from hfvit.report.inspection import inspect as inspect_dataset
     from hfvit.utils.terminal import encoding_of, printable_json
 
@@ -95,7 +94,7 @@ def inspect(options: argparse.Namespace) -> int:
     if options.json:
         print(printable_json(json.dumps(inspection.to_json(), ensure_ascii=False), encoding_of(sys.stdout)))
     else:
-        print(describe(inspection))
+        print(inspection)
         for file in filter(None, (html, recipe)):
             print(f"Wrote {file}")
     return 1 if inspection.unreadable else 0

@@ -317,7 +317,9 @@ def find_images(names: Iterable[str]) -> tuple[list[str], list[str]]:
     wrong = []
     for name in names:
         path = expand_user(name)
-        if is_url(name) or os.path.isfile(path):  # False where `Path.is_file` raises: a name too long, no permission
+        if not name:  # would be the current folder
+            wrong.append("'': no such file or folder")
+        elif is_url(name) or os.path.isfile(path):  # False where `Path.is_file` raises: a name too long, no permission
             found.append(name if is_url(name) else str(path))
         elif os.path.isdir(path):
             inside = _in_folder(path)

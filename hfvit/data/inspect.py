@@ -5,7 +5,6 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +12,17 @@ import numpy as np
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from hfvit.artifacts.json_record import OPTIONAL, Record
 from hfvit.data.decode import to_rgb, upright_size
 from hfvit.data.duplicates import groups_of, near_pairs, perceptual_hashes, reduce_image, thumbnails
+from hfvit.data.inspection import (
+    ROLES,
+    Duplicates,
+    ImageName,
+    ImageSizes,
+    InspectedSplit,
+    Inspection,
+    LabelCheck,
+)
 from hfvit.data.labels import class_counts, similar_names, targets_of
 from hfvit.data.local import LocalData, data_root, image_file
 from hfvit.data.open_image import image_error_reason, open_image
@@ -33,140 +40,6 @@ DRAFT = 64  # smallest side in pixels of a reduced JPEG; the hash needs 32
 TINY_SIDE = 16  # pixels
 TINY_FRACTION = 0.25  # of the median shorter side
 FEW_IN_CLASS = 10
-ROLES = ("train", "validation", "test")
-
-
-@dataclass(kw_only=True)
-class ImageName(Record):
-    """Image of the data set.
-
-    Attributes:
-        split: train, validation or test.
-        row: row in the original split that is used as `split`.
-        label: class name.
-        file: path relative to the data set, or name in the archive; None for images in tables.
-        reason: description of a problem.
-    """
-
-    split: str
-    row: int
-    label: str
-    file: str | None = None
-    reason: str | None = field(default=None, metadata=OPTIONAL)
-
-    @property
-    def name(self) -> str:
-        """Return the file name, or split and row."""
-        return self.file or f"{self.split}[{self.row}]"
-
-
-@dataclass(kw_only=True)
-class InspectedSplit(Record):
-    """Split of the data set.
-
-    Attributes:
-        source: name of the original split.
-        images: number of images.
-        classes: number of images of each class.
-        held_out: fraction of `source` that is held out, None if `source` is used completely.
-    """
-
-    source: str
-    images: int
-    classes: dict[str, int]
-    held_out: float | None = None
-
-
-@dataclass(kw_only=True)
-class ImageSizes(Record):
-    """Image sizes in pixels, and number of images by size, color mode and format."""
-
-    width: list[int]
-    height: list[int]
-    sizes: dict[str, int]
-    modes: dict[str, int]
-    formats: dict[str, int]
-
-
-@dataclass(kw_only=True)
-class Duplicates(Record):
-    """Images with the same file content (`exact`) or similar pixels (`near`)."""
-
-    kind: str
-    images: list[ImageName]
-
-    @property
-    def splits(self) -> list[str]:
-        """Return the splits of the images."""
-        return [role for role in ROLES if any(image.split == role for image in self.images)]
-
-    @property
-    def labels(self) -> list[str]:
-        """Return the distinct class names of the images, sorted."""
-        return sorted({image.label for image in self.images})
-
-
-@dataclass(kw_only=True)
-class Suspect(Record):
-    """Image with a suspicious label: probabilities of the prediction and of the label."""
-
-    image: ImageName
-    predicted: str
-    probability: float
-    label_probability: float
-
-
-@dataclass(kw_only=True)
-class LabelCheck(Record):
-    """Suspicious labels, how they were found, and the fraction of correct predictions."""
-
-    source: str
-    agreement: float
-    suspects: list[Suspect]
-
-
-@dataclass(kw_only=True)
-class Inspection(Record):
-    """Result of `hfvit inspect`.
-
-    `width` and `height` are minimum, median and maximum. `warnings` are problems to check before training.
-    """
-
-    schema_version: int = 1
-    dataset_name: str
-    layout: str
-    image_column: str
-    label_column: str | list[str]
-    splits: dict[str, InspectedSplit]
-    unused_splits: list[str]
-    labels: list[str]
-    imbalance: float
-    images: ImageSizes | None
-    left_out: dict[str, list[str]]
-    unreadable: list[ImageName]
-    tiny: list[ImageName]
-    uniform: list[ImageName]
-    duplicates: list[Duplicates]
-    label_check: LabelCheck | None = None
-    warnings: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    recipe: dict[str, Any] = field(default_factory=dict)
-    command: str = ""
-
-    @property
-    def label_columns(self) -> str:
-        """Describe the label columns."""
-        return self.label_column if isinstance(self.label_column, str) else ", ".join(self.label_column)
-
-    @property
-    def leaks(self) -> list[Duplicates]:
-        """Return the duplicates in more than one split."""
-        return [group for group in self.duplicates if len(group.splits) > 1]
-
-    @property
-    def conflicts(self) -> list[Duplicates]:
-        """Return the duplicates with different labels."""
-        return [group for group in self.duplicates if len(group.labels) > 1]
 
 
 class Opened(NamedTuple):

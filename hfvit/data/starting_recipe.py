@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from transformers.utils import cached_file
 
 from hfvit.artifacts.constants import RECIPE_FILE
@@ -22,6 +22,7 @@ from hfvit.errors import DataError, ModelError, RecipeError, one_line
 from hfvit.recipe.files import is_recipe_name
 from hfvit.recipe.loader import Recipe, as_options, load_recipe
 from hfvit.recipe.starting import DataSize, starting_recipe
+from hfvit.utils.checks import SAVE_DATASET, check_name
 from hfvit.utils.files import expand_user
 from hfvit.utils.hub_ids import is_hub_id, is_local
 
@@ -57,6 +58,9 @@ def load_given(
         fields: keys of the recipe to override.
         from_scratch: train a small model without pretrained weights, for a data set in place of a recipe.
     """
+    if not isinstance(recipe, Mapping):
+        check_name("recipe", recipe, f"{SAVE_DATASET} HFViTTrainer takes it as it is.")
+    fields = {key: _as_yaml_value(key, value) for key, value in fields.items()}
     with tempfile.TemporaryDirectory() as folder:
         if isinstance(recipe, Mapping):
             path = Path(folder) / RECIPE_FILE
@@ -67,7 +71,8 @@ def load_given(
         try:
             return find_and_load([str(recipe), *scratch, *as_options(fields)])
         except RecipeError as error:  # a dict has no file
-            raise RecipeError(str(error).removeprefix(f"{folder}{os.sep}{RECIPE_FILE}: ")) from None
+            path = f"{folder}{os.sep}{RECIPE_FILE}"
+            raise RecipeError(str(error).removeprefix(f"{path}: ").replace(f" '{path}'", "")) from None
 
 
 def _as_yaml_value(key: str, value: Any) -> Any:
@@ -76,7 +81,7 @@ def _as_yaml_value(key: str, value: Any) -> Any:
     Raises:
         RecipeError: YAML has no such value.
     """
-    if isinstance(value, np.generic | np.ndarray):
+    if isinstance(value, np.generic | np.ndarray | torch.Tensor):
         value = value.tolist()
     elif isinstance(value, Enum):
         value = value.value
@@ -88,7 +93,11 @@ def _as_yaml_value(key: str, value: Any) -> Any:
         return [_as_yaml_value(key, item) for item in value]
     if isinstance(value, Mapping):
         return {str(name): _as_yaml_value(key, item) for name, item in value.items()}
-    raise RecipeError(f"{key}: must be text, a number, true, false or null, or a list or dict of them, got {value!r}.")
+    advice = f" {SAVE_DATASET} HFViTTrainer takes it as it is." if isinstance(value, Dataset | DatasetDict) else ""
+    raise RecipeError(
+        f"{key}: must be text, a number, true, false or null, or a list or dict of them, got"
+        f" {type(value).__name__}.{advice}"
+    )
 
 
 def is_data_set(name: str) -> bool:
@@ -96,7 +105,7 @@ def is_data_set(name: str) -> bool:
 
     Data sets are a folder without recipe.yaml, a table, an archive, a Hub id, or `digits`.
     """
-    if is_recipe_name(name):
+    if not name or is_recipe_name(name):  # an empty name would be the current folder
         return False
     path = expand_user(name)
     if os.path.isdir(path):  # False where `Path.is_dir` raises: a name too long, no permission

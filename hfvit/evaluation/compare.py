@@ -68,6 +68,15 @@ class Comparison:
     metrics: SplitMetrics | MultiLabelMetrics | None = None
     saved: list[Path] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        first = self.rows[0]
+        state = "passed" if self.passed else "failed"
+        score = f"{first.score.name} {first.score.value:.2%}"
+        return f"Comparison({first.title}: {score}, {len(self.rows) - 1} compared with it, {state})"
+
+    def __str__(self) -> str:
+        return self.table()
+
     @property
     def rows(self) -> list[ArtifactResult]:
         """Return the results of the artifacts, the reference first."""

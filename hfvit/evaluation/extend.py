@@ -20,8 +20,11 @@ from hfvit.inference.classifier import Classifier, load_classifier
 from hfvit.inference.embed import check_embeds, embed, find_head
 from hfvit.models.freezing import classifier_parameters
 from hfvit.models.modeling import HFViTForImageClassification
+from hfvit.utils.checks import check_integer
 from hfvit.utils.files import expand_user, write_object
 from hfvit.utils.formatting import shortened
+from hfvit.utils.global_state import kept_state
+from hfvit.utils.quiet import hidden_loading_bars
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +39,9 @@ def extend(
     *,
     dataset_name: str | None = None,
     split: str | None = None,
-    max_samples: int = 5000,
+    max_samples: int | None = 5000,
     batch_size: int | None = None,
-    device: str | None = None,
+    device: str | torch.device | None = None,
 ) -> ExtensionRecord:
     """Add the classes of a folder to a checkpoint, and save the larger checkpoint.
 
@@ -54,7 +57,7 @@ def extend(
         output_dir: folder for the checkpoint, which must be empty or new.
         dataset_name: labeled images of the old classes. Default: the data set of the run's recipe.
         split: split of the data set. Default: the validation images of the recipe.
-        max_samples: largest number of labeled images of the old classes, sampled.
+        max_samples: largest number of labeled images of the old classes, sampled. None: all.
         batch_size: number of images per forward pass. Default: that of the device.
         device: `cpu`, `cuda`, ... Default: CUDA if available.
 
@@ -65,6 +68,8 @@ def extend(
         ModelError: the model is no timm checkpoint with one linear head, or has several labels per image.
         DataError: there are no images of a new class, or a class is not new.
     """
+    check_integer("max_samples", max_samples)
+    check_integer("batch_size", batch_size)
     target = claim_empty_folder(output_dir)
     images = _images_by_class(folder)
     classifier = load_classifier(run, device)
@@ -81,7 +86,8 @@ def extend(
     judged, labels = old_features[half], old.labels[half]
     logits = judged @ weight.T + bias
     extended = np.concatenate([logits, judged @ rows.weight.T + rows.bias], axis=1)
-    _save(run, list(images), rows, target)
+    with kept_state(), hidden_loading_bars():  # the new head is initialized before it is replaced
+        _save(run, list(images), rows, target)
     record = ExtensionRecord(
         hfvit_version=hfvit.__version__,
         new_classes=list(images),

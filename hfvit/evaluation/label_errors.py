@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 from hfvit.artifacts.artifact import find_artifact
 from hfvit.artifacts.constants import OUT_OF_FOLD_FILE, RECIPE_FILE
 from hfvit.data.decode import decode
-from hfvit.data.inspect import ImageName, ImageNames, LabelCheck, Opened, Suspect, open_data
+from hfvit.data.inspect import ImageNames, Opened, open_data
+from hfvit.data.inspection import ImageName, LabelCheck, Suspect
 from hfvit.data.labels import read_column, targets_of
 from hfvit.errors import DataError, ModelError
 from hfvit.evaluation.predictions import read_out_of_fold
@@ -27,7 +28,7 @@ from hfvit.inference.classifier import Classifier, load_classifier
 from hfvit.inference.embed import with_features
 from hfvit.metrics.label_errors import confident_disagreements
 from hfvit.utils.files import expand_user
-from hfvit.utils.quiet import quiet_libraries
+from hfvit.utils.quiet import quiet_run
 
 FOLDS = 5
 MAX_PROBE_IMAGES = 20_000  # with more training images, the fit takes longer than the features
@@ -76,13 +77,13 @@ def find_label_errors(
         DataError: the classes of the data set are not those of the model.
         ModelError: the run cannot be loaded, or has a text encoder.
     """
-    quiet_libraries()
     splits = opened.splits
     if np.asarray(splits.train[:1]["label"]).ndim == 2:
         raise DataError("--run: not available with several labels per image. Omit it.")
     if has_folds(run):
         return _find_out_of_fold(expand_user(run), opened, has_trained_on)
-    classifier = load_classifier(run)
+    with quiet_run(with_bars=True):
+        classifier = load_classifier(run)
     _check_classes(run, opened, classifier.labels)
     if classifier.multi_label:
         raise DataError("--run: not available with several labels per image. Omit it.")

@@ -1,8 +1,10 @@
 """Average the weights of several finished runs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import hfvit
 from hfvit.artifacts.artifact import find_artifact
@@ -18,7 +20,9 @@ from hfvit.models.configuration import HFViTConfig, load_config
 from hfvit.models.modeling import HFViTForImageClassification
 from hfvit.models.soup import Weights, cook_soup
 from hfvit.recipe.arguments import DROP_RATES, GREEDY, SOUPS
+from hfvit.utils.checks import check_integer
 from hfvit.utils.files import write_object
+from hfvit.utils.quiet import hidden_loading_bars
 
 # Values of a configuration that all members of a soup must share.
 SHARED = ("architecture", "model_args", "label_names", "problem_type", "pretrained_cfg")
@@ -27,7 +31,7 @@ DROPOUT = (*DROP_RATES, "proj_drop_rate", "pos_drop_rate")
 
 
 def soup(
-    runs: Sequence[str | Path],
+    runs: Iterable[str | Path],
     output_dir: str | Path,
     *,
     kind: str = GREEDY,
@@ -35,7 +39,7 @@ def soup(
     split: str | None = None,
     max_samples: int | None = None,
     batch_size: int | None = None,
-    device: str | None = None,
+    device: str | torch.device | None = None,
 ) -> SoupRecord:
     """Average the weights of several runs, and save the checkpoint.
 
@@ -63,6 +67,8 @@ def soup(
     """
     if kind not in SOUPS:
         raise ModelError(f"kind: must be one of {', '.join(SOUPS)}, got {kind!r}.")
+    check_integer("max_samples", max_samples)
+    check_integer("batch_size", batch_size)
     runs = [runs] if isinstance(runs, str | Path) else runs
     names = [str(Path(run)) for run in runs]  # `a/` is `a`
     if len(set(names)) < 2:
@@ -77,7 +83,8 @@ def soup(
     logits = {}
 
     def read(name: str) -> Weights:
-        return HFViTForImageClassification.from_pretrained(name).state_dict()
+        with hidden_loading_bars():
+            return HFViTForImageClassification.from_pretrained(name).state_dict()
 
     def score(weights: Weights) -> float:
         classifier.backend.model.load_state_dict(weights)
@@ -90,7 +97,8 @@ def soup(
     if labeled.labels.ndim > 1:
         score(weights)
         thresholds = task.fit_thresholds({"validation": (logits["last"], labeled.labels)}).values
-    save_soup(names[0], weights, thresholds, target)
+    with hidden_loading_bars():
+        save_soup(names[0], weights, thresholds, target)
     for member in result.members:
         member.name = Path(member.name).name if find_artifact(member.name).folder else member.name
     record = SoupRecord(hfvit_version=hfvit.__version__, soup=result, data=labeled.record)

@@ -31,6 +31,7 @@ from hfvit.data.splits import (
 from hfvit.errors import DataError, HFViTError, one_line
 from hfvit.recipe.arguments import MULTI_LABEL, DataArguments
 from hfvit.recipe.files import read_yaml
+from hfvit.utils.checks import SAVE_DATASET, check_name
 from hfvit.utils.files import expand_user
 
 
@@ -101,6 +102,8 @@ def evaluation_split(
     Raises:
         DataError: the data cannot be loaded, or has classes that the model lacks.
     """
+    if dataset_name is not None:
+        check_name("dataset_name", dataset_name, SAVE_DATASET)
     artifact = find_artifact(checkpoint)
     head = read_head(artifact)
     labels = head.labels

@@ -1,12 +1,17 @@
 """Compare a checkpoint and its exports on one labeled split and record the result."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from hfvit.evaluation.compare import Comparison, check_recordable, compare, record
 from hfvit.evaluation.split import evaluation_split
 from hfvit.inference.classifier import check_tta, load_classifier
 from hfvit.inference.execution_providers import Providers
+from hfvit.utils.checks import check_integer, check_number
 
 
 def validate(
@@ -23,12 +28,12 @@ def validate(
     seed: int = 42,
     max_accuracy_drop: float = 0.5,
     min_agreement: float | None = None,
-    patch_size: Sequence[int] = (),
-    merge_tokens: Sequence[int] = (),
+    patch_size: int | Sequence[int] = (),
+    merge_tokens: int | Sequence[int] = (),
     bf16: bool = False,
     tta: str | None = None,
     batch_size: int | None = None,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     threads: int | None = None,
     providers: Providers | None = None,
     show_progress: bool = True,
@@ -48,8 +53,8 @@ def validate(
         seed: seed of `max_samples`.
         max_accuracy_drop: largest drop in accuracy beyond chance, in percentage points.
         min_agreement: smallest fraction of images, 0 to 1, with the class that the reference predicts. Default: none.
-        patch_size: also compare the reference with these patch sizes, in pixels (FlexiViT).
-        merge_tokens: also compare the reference with these numbers of tokens merged per block (ToMe).
+        patch_size: also compare the reference with this or these patch sizes, in pixels (FlexiViT).
+        merge_tokens: also compare the reference with this number, or these, of tokens merged per block (ToMe).
         bf16: also compare the reference with bfloat16 weights.
         tta: "flip" to evaluate each artifact also with the mean of the logits of an image and its mirror image.
         batch_size: images per batch, also for the throughput. Default: that of the reference's device.
@@ -64,10 +69,15 @@ def validate(
         artifacts.
 
     Raises:
-        ModelError: an artifact cannot be loaded.
+        ModelError: an artifact cannot be loaded, or an option has a wrong value; nothing was saved.
         DataError: the data set cannot be used.
     """
     check_tta(tta)
+    check_integer("max_samples", max_samples)
+    check_integer("seed", seed, 0, optional=False)
+    check_integer("batch_size", batch_size)
+    check_number("max_accuracy_drop", max_accuracy_drop, 100)
+    check_number("min_agreement", min_agreement, 1, optional=True)
     others = [others] if isinstance(others, str | Path) else list(others)
     paths = [reference, *others]
     check_recordable(paths)
@@ -82,7 +92,9 @@ def validate(
         max_samples=max_samples,
         seed=seed,
     )
-    changes = [{"patch_size": value} for value in patch_size] + [{"merge_tokens": value} for value in merge_tokens]
+    changes: list[dict[str, Any]] = []
+    for name, values in (("patch_size", patch_size), ("merge_tokens", merge_tokens)):
+        changes += [{name: value} for value in ([values] if isinstance(values, Integral | str) else values)]
     changes += [{"bf16": True}] if bf16 else []
     variants = [load_classifier(reference, device, threads, **change) for change in changes]
     comparison = compare(

@@ -41,7 +41,6 @@ from hfvit.export.preprocessing import check_steps
 from hfvit.export.processor_steps import image_steps
 from hfvit.export.text_inputs import check_reads_texts
 from hfvit.inference.classifier import batched, load_classifier
-from hfvit.utils.environment import set_tf32
 from hfvit.utils.files import commit_file, expand_user, write_object
 from hfvit.utils.formatting import aligned
 
@@ -122,7 +121,7 @@ class Export:
         self.weights = weights_sha256(self.classifier.backend.model.float())
         if any(changes.values()):
             self.classifier = load(**changes)
-        set_tf32(False)  # `load_classifier` sets it on CUDA, but logits are compared in full float32
+        self.classifier.backend.tf32 = False  # logits are compared in full float32
         self.model = self.classifier.backend.model.float()
         self.processor = self.classifier.processor
         self.config = family_config(self.model)

@@ -1,8 +1,11 @@
 """`load_classifier` and `Classifier`: images to class probabilities."""
 
 import copy
+import glob
+import inspect
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +18,9 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from hfvit.artifacts.artifact import Artifact, find_artifact, read_head
 from hfvit.artifacts.constants import PREPROCESSOR_FILE, PRETRAINED_CFG, RUN_FILE
-from hfvit.data.decode import from_array, read_image, to_rgb
+from hfvit.data.decode import find_images, from_array, is_url, read_image, to_rgb
 from hfvit.data.text import TEXT_INPUTS, TextReader, load_tokenizer
-from hfvit.errors import DataError, ModelError, wrap_library_errors
+from hfvit.errors import DataError, ModelError, nearest, wrap_library_errors
 from hfvit.inference.backends import OBJECTIVES, OnnxBackend, TorchBackend
 from hfvit.inference.execution_providers import Providers
 from hfvit.inference.executorch_backend import ExecuTorchBackend
@@ -26,7 +29,8 @@ from hfvit.inference.predictions import Predictions, keep_thumbnails
 from hfvit.models.image_text import HFViTFusionConfig
 from hfvit.recipe.arguments import TTA
 from hfvit.trt.runtime import open_engine
-from hfvit.utils.files import read_object
+from hfvit.utils.checks import check_integer
+from hfvit.utils.files import expand_user, read_object
 from hfvit.utils.matmul import warn_if_slow
 from hfvit.utils.quiet import hidden_loading_bars
 from hfvit.utils.threads import map_in_threads
@@ -37,6 +41,8 @@ MIN_WORKER_BATCH = 4
 CPU_BATCH = 16
 DEVICE_BATCH = 128
 _HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
+_EXPORT_OPTIONS = (*_HUB_OPTIONS, "proxies", "trust_remote_code")  # of `from_pretrained`, for exports
+_IMAGE_KINDS = "PIL images, uint8 arrays, file names or URLs"
 
 
 def run_temperature(artifact: Artifact, tta: str | None = None, **kwargs) -> float:
@@ -114,7 +120,8 @@ class Classifier:
     """Classify images with a model, its preprocessing and its class names.
 
     An image is a PIL image, a file name, a URL, or a uint8 array (height, width, 3) of RGB or (height, width). With a
-    `text_reader`, an image is a pair of an image and its text.
+    `text_reader`, an image is a pair of an image and its text. Methods take one image, a list, generator or array
+    (images, height, width, 3) of images, or a folder or pattern, which mean all of its image files by name.
 
     Args:
         backend: computes logits, see `inference.backends`.
@@ -160,10 +167,14 @@ class Classifier:
         self.multi_label = multi_label
         self.temperature = temperature
 
-    def pixel_values(self, images: Iterable[Any]) -> np.ndarray:
+    def __repr__(self) -> str:
+        kind = type(self.backend).__name__.removesuffix("Backend")
+        return f"Classifier({self.name}: {len(self.labels)} classes, {kind} on {self.backend.device})"
+
+    def pixel_values(self, images: Any) -> np.ndarray:
         """Preprocess images to pixel values (images, 3, height, width) float32."""
         # One image at a time limits memory to the pixel values.
-        values = [self._process(_as_rgb(image)) for image in images]
+        values = [self._process(_as_rgb(image)) for image in as_images(images)]
         return np.concatenate(values) if values else np.empty((0, 3, 0, 0), np.float32)
 
     def _process(self, image: Image.Image) -> np.ndarray:
@@ -172,14 +183,14 @@ class Classifier:
         with wrap_library_errors(ModelError, f"{self.name}: the image processor ({PREPROCESSOR_FILE}) failed"):
             return self.processor([image], return_tensors="pt")["pixel_values"].numpy()
 
-    def prepare(self, images: Iterable[Any]) -> np.ndarray | list[np.ndarray] | dict[str, np.ndarray]:
+    def prepare(self, images: Any) -> np.ndarray | list[np.ndarray] | dict[str, np.ndarray]:
         """Prepare images for `run`.
 
         Returns:
             Pixel values, a list of arrays if their sizes differ; uint8 arrays for a graph with preprocessing; or, for
             an image-text model, `pixel_values`, `input_ids` and `attention_mask`.
         """
-        return self.collate([self.prepare_image(image) for image in images])
+        return self.collate([self.prepare_image(image) for image in as_images(images)])
 
     def prepare_image(self, image: Any) -> PreparedImage:
         """Decode and preprocess an image, or a pair of image and text; thread-safe."""
@@ -252,14 +263,14 @@ class Classifier:
         """Return the default number of images per forward pass on the backend's device."""
         return CPU_BATCH if str(self.backend.device).startswith("cpu") else DEVICE_BATCH
 
-    def logits(self, images: Iterable[Any], batch_size: int | None = None) -> np.ndarray:
-        """Compute logits (images, classes) float32 of a list or generator.
+    def logits(self, images: Any, batch_size: int | None = None) -> np.ndarray:
+        """Compute logits (images, classes) float32.
 
         Args:
-            images: images, file names or URLs; pairs with texts for an image-text model.
+            images: one or more images; pairs with texts for an image-text model.
             batch_size: number of images in memory, see `run_batches`.
         """
-        batches = [logits for _, logits in self.run_batches(images, self.prepare_image, batch_size)]
+        batches = [logits for _, logits in self.run_batches(as_images(images), self.prepare_image, batch_size)]
         return np.concatenate(batches) if batches else np.empty((0, len(self.labels)), np.float32)
 
     def run_batches(
@@ -286,6 +297,7 @@ class Classifier:
         Yields:
             Results of `prepare`, and the result of `compute` for those with an image.
         """
+        check_integer("batch_size", batch_size)
         compute = compute or Classifier.run
 
         def run(results: list, classifier: Classifier = self) -> tuple[list, Any]:
@@ -308,48 +320,66 @@ class Classifier:
         parts = batched(items, batch_size // workers)
         yield from map_in_threads(lambda part: run(list(map(prepare, part)), worker), parts, workers, workers)
 
-    def __call__(self, images: Any, top_k: int | None = None, **options: Any) -> Any:
+    def __call__(
+        self,
+        images: Any,
+        top_k: int | None = None,
+        *,
+        batch_size: int | None = None,
+        texts: str | Iterable[str | None] | None = None,
+    ) -> Any:
         """Classify one or more images.
 
         Args:
-            images: one image, or a list, generator or array (images, height, width, 3) of images.
+            images: one image, or a list, generator or array (images, height, width, 3) of images, a folder or pattern.
             top_k: number of classes to return; None is all, or those that reach their `thresholds`.
-            **options: further arguments of `predict`.
+            batch_size: number of images in memory, see `run_batches`.
+            texts: a text for each image, for image-text models; a string for one image.
 
         Returns:
-            `{label: probability}` by decreasing probability for one image, a list of them for more, which a notebook
-            shows with the images.
+            `{label: probability}` by decreasing probability for one image, `Predictions` for more: a list of them,
+            which a notebook shows with the images, and which has the file `names` of a folder or pattern.
+
+        Raises:
+            DataError: an image cannot be read, or there is none in a folder.
+            ModelError: an option has a wrong value.
         """
+        options = {"batch_size": batch_size, "texts": texts}
         if is_one_image(images):
-            return self.predict(images, top_k=top_k, **options)[0]
+            return self.predict(images, top_k, **options)[0]
+        names = as_images(images) if isinstance(images, str | Path) else None
         thumbnails: list[Image.Image] = []
-        with_copies = keep_thumbnails(images, _as_rgb, thumbnails)
-        return Predictions(self.predict(with_copies, top_k=top_k, **options), thumbnails)
+        with_copies = keep_thumbnails(names or as_images(images), _as_rgb, thumbnails)
+        return Predictions(self.predict(with_copies, top_k, **options), thumbnails, names)
 
     def predict(
         self,
-        images: Iterable[Any],
-        batch_size: int | None = None,
+        images: Any,
         top_k: int | None = None,
-        texts: Iterable[str | None] | None = None,
+        *,
+        batch_size: int | None = None,
+        texts: str | Iterable[str | None] | None = None,
     ) -> list[dict[str, float]]:
         """Classify images in batches.
 
         Args:
-            images: list, generator or array (images, height, width, 3) of images, or one image.
-            batch_size: number of images per forward pass. Default: `Classifier.batch_size`.
+            images: one image, or a list, generator or array (images, height, width, 3) of images, a folder or pattern.
             top_k: number of classes to return; None is all, or those that reach their `thresholds`.
+            batch_size: number of images in memory, see `run_batches`.
             texts: a text for each image, for image-text models; a string for one image.
 
         Returns:
             `{label: probability}` by decreasing probability for each image.
 
         Raises:
-            ModelError: the model takes no texts, or their number differs from that of the images.
+            DataError: an image cannot be read, or there is none in a folder.
+            ModelError: an option has a wrong value; the model takes no texts, or their number differs from that of the
+                images.
         """
-        if is_one_image(images):
-            images = [images]
-            texts = [texts] if isinstance(texts, str) else texts
+        if is_one_image(images) and isinstance(texts, str):
+            texts = [texts]
+        images = as_images(images)
+        check_integer("top_k", top_k)
         if texts is not None:
             if self.text_reader is None:
                 raise ModelError(f"texts: not supported by {self.name}, which is not an image-text model.")
@@ -362,8 +392,7 @@ class Classifier:
 
     def best(self, logits: np.ndarray, top_k: int | None = None) -> list[dict[str, float]]:
         """Convert logits (images, classes) to the result of `predict`."""
-        if top_k is not None and (not isinstance(top_k, int | np.integer) or top_k < 1):
-            raise ModelError(f"top_k: must be a positive integer or None, got {top_k!r}.")
+        check_integer("top_k", top_k)
         logits = logits / self.temperature
         probabilities = expit(logits) if self.multi_label else softmax(logits, axis=1)
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
@@ -415,6 +444,7 @@ def load_classifier(
 
     Raises:
         ModelError: the artifact cannot be loaded, or does not support an option.
+        TypeError: an unknown argument with an export.
     """
     check_tta(tta)
     if isinstance(device, torch.device):
@@ -422,6 +452,12 @@ def load_classifier(
     if device is not None and not isinstance(device, str):
         raise ModelError(f"device: must be a name such as cpu, cuda or cuda:1, got {device!r}.")
     artifact = find_artifact(path)
+    if not artifact.is_checkpoint:
+        for name in kwargs.keys() - {*_EXPORT_OPTIONS}:
+            hint = nearest(name, inspect.signature(load_classifier).parameters)
+            raise TypeError(f"{name}: not an argument for {artifact.file}, which is an export.{hint}")
+    check_integer("patch_size", patch_size, 0)
+    check_integer("merge_tokens", merge_tokens, 0)
     check_options(artifact, providers=providers, objective=objective, threads=threads, bf16=bf16, prepack=prepack)
     kwargs = {"trust_remote_code": False, **kwargs}
     head = read_head(artifact, **kwargs)
@@ -504,8 +540,7 @@ def check_options(
         raise ModelError(f"bf16: requires a checkpoint, but {artifact.file} is an export.")
     if objective not in (None, *OBJECTIVES):
         raise ModelError(f"objective: must be latency or throughput, got {objective!r}.")
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
-        raise ModelError(f"threads: must be a positive integer or None, got {threads!r}.")
+    check_integer("threads", threads)
 
 
 def check_tta(tta: Any) -> None:
@@ -587,25 +622,67 @@ def is_one_image(images: Any) -> bool:
     """Return whether `images` is one file name, URL, PIL image, 2-D or 3-D array."""
     if isinstance(images, np.ndarray):
         return images.ndim in (2, 3)
-    return isinstance(images, str | Path | Image.Image)
+    return isinstance(images, Image.Image) or (isinstance(images, str | Path) and not _is_several_files(images))
 
 
-def predict(model: str | Path | Classifier, images: Any, top_k: int | None = None, **options: Any) -> Any:
+def as_images(images: Any) -> Iterable[Any]:
+    """Return one or more images as an iterable.
+
+    A folder or pattern becomes the list of its image files.
+
+    Raises:
+        DataError: the type is wrong, or there is no image in the folder.
+    """
+    if is_one_image(images):
+        return [images]
+    if isinstance(images, str | Path):
+        names, problems = find_images([str(images)])
+        if not names:
+            raise DataError(f"images: {problems[0]}.")
+        return names
+    is_scalar = isinstance(images, np.ndarray) and not images.ndim
+    if is_scalar or isinstance(images, bytes | Mapping) or not isinstance(images, Iterable):
+        raise _wrong_type(images)
+    return images
+
+
+def _is_several_files(name: str | Path) -> bool:
+    """Return whether a name is that of a folder or a pattern."""
+    path = expand_user(name)
+    if not str(name) or is_url(name) or os.path.isfile(path):
+        return False
+    return os.path.isdir(path) or glob.has_magic(str(name))
+
+
+def predict(
+    model: str | Path | Classifier,
+    images: Any,
+    top_k: int | None = None,
+    *,
+    batch_size: int | None = None,
+    texts: str | Iterable[str | None] | None = None,
+    **options: Any,
+) -> Any:
     """Classify images with a checkpoint, an ONNX file or a TensorRT engine.
 
     Args:
         model: path or Hub id for `load_classifier`, or a `Classifier`.
-        images: one image, or a list, generator or array of images; see `Classifier`.
+        images: one image, or a list, generator or array of images, a folder or pattern; see `Classifier`.
         top_k: number of classes to return; None is all, or those that reach their `thresholds`.
+        batch_size: number of images in memory, see `Classifier.run_batches`.
+        texts: a text for each image, for image-text models; a string for one image.
         **options: arguments of `load_classifier`.
 
     Returns:
-        `{label: probability}` by decreasing probability for one image, a list of them for more.
+        `{label: probability}` by decreasing probability for one image, `Predictions` for more: a list of them, which a
+        notebook shows with the images, and which has the file `names` of a folder or pattern.
 
     Raises:
+        DataError: an image cannot be read, or there is none in a folder.
+        ModelError: the model cannot be loaded, or an option has a wrong value.
         TypeError: options are given together with a `Classifier`.
     """
-    return as_classifier(model, options)(images, top_k=top_k)
+    return as_classifier(model, options)(images, top_k, batch_size=batch_size, texts=texts)
 
 
 def as_classifier(model: str | Path | Classifier, options: dict[str, Any]) -> Classifier:
@@ -623,8 +700,7 @@ def as_classifier(model: str | Path | Classifier, options: dict[str, Any]) -> Cl
 
 def batched(items: Iterable[Any], size: int) -> Iterator[list]:
     """Yield lists of `size` items, the last one shorter, reading lazily."""
-    if size < 1:
-        raise ModelError(f"batch_size: must be a positive integer, got {size}.")
+    check_integer("batch_size", size, optional=False)
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
@@ -652,17 +728,27 @@ def _encodable(label: str) -> str:
 
 
 def _as_rgb(image: Any) -> Image.Image:
-    if isinstance(image, tuple):  # an image classifier ignores the text
+    # An image classifier ignores the text.
+    if isinstance(image, tuple) and len(image) == 2 and isinstance(image[1], str | None):
         image = image[0]
     if isinstance(image, np.ndarray):
         return from_array(image)
     if isinstance(image, Image.Image):
         return to_rgb(image)
     if not isinstance(image, str | Path):
-        advice = (
-            " Open the bytes of a file with PIL.Image.open(io.BytesIO(content))." if isinstance(image, bytes) else ""
-        )
-        raise DataError(
-            f"images: must be PIL images, uint8 arrays, file names or URLs, got {type(image).__name__}.{advice}"
-        )
+        raise _wrong_type(image)
+    if not str(image):
+        raise DataError(f"images: must be {_IMAGE_KINDS}, got ''.")
     return read_image(image)
+
+
+def _wrong_type(image: Any) -> DataError:
+    """Return the error for an object that is no image."""
+    advice = ""
+    if isinstance(image, bytes):
+        advice = " Open the bytes of a file with PIL.Image.open(io.BytesIO(content))."
+    elif isinstance(image, torch.Tensor):
+        advice = " Convert a uint8 tensor (3, height, width): tensor.permute(1, 2, 0).numpy()."
+    elif isinstance(image, Mapping):
+        advice = ' Pass the images of a data set: dataset["image"].'
+    return DataError(f"images: must be {_IMAGE_KINDS}, got {type(image).__name__}.{advice}")

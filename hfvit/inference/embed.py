@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from hfvit.errors import ModelError, mask_credentials, printable
 from hfvit.inference.backends import TorchBackend
-from hfvit.inference.classifier import Classifier, as_classifier, is_one_image
+from hfvit.inference.classifier import Classifier, as_classifier, as_images, is_one_image
 from hfvit.inference.predict import ImageReader
 from hfvit.inference.prediction_file import complete_file
 
@@ -34,22 +34,24 @@ def embed(
 
     Args:
         model: checkpoint folder or Hub id for `load_classifier`, or a `Classifier` of a checkpoint.
-        images: one image, or a list, generator or array of images; see `Classifier`.
+        images: one image, or a list, generator or array of images, a folder or pattern; see `Classifier`.
         normalize: scale features to length 1, so that their products are cosine similarities.
         batch_size: number of images in memory, see `Classifier.run_batches`.
         **options: arguments of `load_classifier`.
 
     Returns:
-        Features (images, dimensions) float32; (dimensions,) for one image.
+        Features (images, dimensions) float32; (dimensions,) for one image. Those of a folder or pattern are in
+        the order of its sorted files; pass a list of files to have their names.
 
     Raises:
+        DataError: an image cannot be read, or there is none in a folder.
         ModelError: the model is an export, or an image-text model.
         TypeError: options are given together with a `Classifier`.
     """
     classifier = as_classifier(model, options)
     check_embeds(classifier)
     is_single = is_one_image(images)
-    images = [images] if is_single else images
+    images = as_images(images)
     found = [np.empty((0, feature_size(classifier)), np.float32)]
     with with_features(classifier) as run:
         for _, (_, features) in classifier.run_batches(images, classifier.prepare_image, batch_size, compute=run):

@@ -5,6 +5,7 @@ import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hfvit.errors import ModelError, nearest, wrap_library_errors
 from hfvit.utils.environment import installed_versions
@@ -26,7 +27,7 @@ BUILDERS = (
     "onnxruntime-ep-nv-tensorrt-rtx-cu12", "onnxruntime-ep-nv-tensorrt-rtx-cu13",
 )  # fmt: skip
 
-Providers = Sequence[str | tuple[str, dict]]
+Providers = str | Sequence[str | tuple[str, dict[str, Any]]]
 
 
 def parse_provider(text: str) -> tuple[str, dict[str, str]]:
@@ -51,6 +52,7 @@ def checked_providers(
     Raises:
         ModelError: a provider is unknown, not installed, repeated, or of the wrong type.
     """
+    providers = [providers] if isinstance(providers, str) else providers
     wanted = [(item, {}) if isinstance(item, str) else item for item in providers]
     for item in wanted:
         is_pair = isinstance(item, tuple | list) and len(item) == 2

@@ -216,10 +216,8 @@ def write_grid(results: list[Prediction], path: str | Path) -> None:
         results: predictions with thumbnails.
         path: image file to write.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib import style
+    from matplotlib.figure import Figure
 
     from hfvit.utils.fonts import drawable, families  # imports matplotlib
 
@@ -232,10 +230,9 @@ def write_grid(results: list[Prediction], path: str | Path) -> None:
         for prediction in results
     ]
     names = [*titles, *(label for classes in best for label, _ in classes)]
-    with plt.rc_context({"font.family": families(names)}):
-        figure, axes = plt.subplots(
-            rows, columns, figsize=(2.4 * columns, (2.1 + 0.2 * lines) * rows), squeeze=False, layout="constrained"
-        )
+    with style.context({"font.family": families(names)}, after_reset=True):
+        figure = Figure(figsize=(2.4 * columns, (2.1 + 0.2 * lines) * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False)
         for axis in axes.flat:
             axis.set_axis_off()
         for axis, prediction, title, classes in zip(axes.flat, results, titles, best, strict=False):
@@ -245,7 +242,6 @@ def write_grid(results: list[Prediction], path: str | Path) -> None:
             axis.text(0.5, -0.03, text, transform=axis.transAxes, ha="center", va="top", fontsize=8, parse_math=False)
         with temporary_file(path) as temporary:
             figure.savefig(temporary, dpi=110)
-        plt.close(figure)
 
 
 def _short(text: str) -> str:

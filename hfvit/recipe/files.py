@@ -47,7 +47,7 @@ def find_recipe(name: str) -> Path:
         return path
     if name in recipes:
         return recipes[name]
-    if os.path.isdir(path):
+    if name and os.path.isdir(path):
         raise RecipeError(f"RECIPE: must be a file, got the folder {path}.")
     known = nearest(path.stem, recipes) or f" Shipped recipes: {', '.join(recipes)}."
     raise RecipeError(f"RECIPE: must be a file, a folder or a shipped recipe, got '{name}'.{known}")

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
@@ -32,8 +34,6 @@ from hfvit.utils.files import temporary_file
 from hfvit.utils.fonts import drawable, families
 from hfvit.utils.markup import SafeText
 from hfvit.utils.overlay import enlarged, highlight
-
-matplotlib.use("Agg")
 
 MAX_AXIS_NAMES = 120  # class names along an axis; more would not be readable
 MAX_CELLS = 1000  # along a side of the confusion matrix; the cells of more would be smaller than pixels
@@ -121,9 +121,7 @@ def css_variables(theme: Theme) -> str:
     return " ".join(f"--plot-{role.replace('_', '-')}: {getattr(theme, role)};" for role in _ROLES)
 
 
-def draw(
-    name: str, figure: Callable[[Theme], plt.Figure], folder: str | Path, names: Iterable[str] = ()
-) -> list[Path]:
+def draw(name: str, figure: Callable[[Theme], Figure], folder: str | Path, names: Iterable[str] = ()) -> list[Path]:
     """Draw a figure in both themes to a folder.
 
     Args:
@@ -139,25 +137,23 @@ def draw(
     extent = None
     for theme in THEMES:
         path = Path(folder) / f"{name}{theme.suffix}.png"
-        with temporary_file(path) as temporary, plt.rc_context(theme.settings(names)):
+        with temporary_file(path) as temporary, style.context(theme.settings(names), after_reset=True):
             drawn = figure(theme)
             if extent is None:  # the same in both themes, which differ only in color
                 extent = drawn.get_tightbbox().padded(0.15)
             drawn.savefig(temporary, bbox_inches=extent, format="png")
-            plt.close(drawn)
         paths.append(path)
     return paths
 
 
-def draw_file(path: Path, figure: Callable[[Theme], plt.Figure]) -> None:
+def draw_file(path: Path, figure: Callable[[Theme], Figure]) -> None:
     """Draw a figure in the light theme to a PNG file."""
-    with temporary_file(path) as temporary, plt.rc_context(LIGHT.settings()):
+    with temporary_file(path) as temporary, style.context(LIGHT.settings(), after_reset=True):
         drawn = figure(LIGHT)
         drawn.savefig(temporary, bbox_inches="tight", format="png")
-        plt.close(drawn)
 
 
-def draw_svg(figure: Callable[[Theme], plt.Figure], description: str) -> SafeText:
+def draw_svg(figure: Callable[[Theme], Figure], description: str) -> SafeText:
     """Draw a figure as SVG for a page that defines the variables of `css_variables`.
 
     Its text stays text, which the browser draws with the fonts that it has.
@@ -167,12 +163,11 @@ def draw_svg(figure: Callable[[Theme], plt.Figure], description: str) -> SafeTex
         description: text for screen readers.
     """
     buffer = io.StringIO()
-    with plt.rc_context(WEB.settings()), warnings.catch_warnings():
+    with style.context(WEB.settings(), after_reset=True), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph \d+")  # matplotlib only measures the text
         drawn = figure(WEB)
         unused = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         drawn.savefig(buffer, format="svg", bbox_inches="tight", metadata=unused)
-        plt.close(drawn)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
@@ -196,7 +191,8 @@ def place_axes(*places: tuple[float, float, float, float], share_x: bool = False
     Returns:
         (figure, list of axes).
     """
-    figure = plt.figure(figsize=(1, 1))
+    figure = Figure(figsize=(1, 1))  # pyplot would replace the backend of a notebook
+    FigureCanvasAgg(figure)
     axes = []
     for place in places:
         axes.append(figure.add_axes(place, sharex=axes[0] if share_x and axes else None))
@@ -205,7 +201,7 @@ def place_axes(*places: tuple[float, float, float, float], share_x: bool = False
 
 def learning_curves(
     history: list[dict], best_step: int | None, theme: Theme, key: str = "accuracy", name: str = "accuracy"
-) -> plt.Figure:
+) -> Figure:
     """Draw loss, validation metric and learning rate over the epochs.
 
     Marks show the warm-up of the learning rate, the selected checkpoint, and the lowest validation loss if it rises
@@ -262,7 +258,7 @@ def learning_curves(
     return figure
 
 
-def _draw_training_loss(axis: plt.Axes, x: np.ndarray, losses: np.ndarray, theme: Theme) -> None:
+def _draw_training_loss(axis: Axes, x: np.ndarray, losses: np.ndarray, theme: Theme) -> None:
     """Draw the logged losses, smoothed if they are many.
 
     Args:
@@ -281,7 +277,7 @@ def _draw_training_loss(axis: plt.Axes, x: np.ndarray, losses: np.ndarray, theme
         axis.plot(x, losses, color=theme.first, label="training", marker="o", markersize=3.5)
 
 
-def learning_rate_figure(curve: LearningRateCurve, theme: Theme) -> plt.Figure:
+def learning_rate_figure(curve: LearningRateCurve, theme: Theme) -> Figure:
     """Draw the loss of a learning rate range test, with the suggestions.
 
     Args:
@@ -296,8 +292,8 @@ def learning_rate_figure(curve: LearningRateCurve, theme: Theme) -> plt.Figure:
         ("minimum / 10", curve.minimum_tenth, theme.third, "--"),
         ("recipe", curve.recipe, theme.muted, ":"),
     )
-    for name, rate, color, style in marks:
-        axis.axvline(rate, color=color, linestyle=style, linewidth=1.4, label=f"{name} {rate:.1e}")
+    for name, rate, color, line_style in marks:
+        axis.axvline(rate, color=color, linestyle=line_style, linewidth=1.4, label=f"{name} {rate:.1e}")
     low, high = min(curve.losses), curve.smoothed[0]
     axis.set(
         title="Learning rate range test", xlabel="learning rate", ylabel="training loss", xscale="log",
@@ -309,7 +305,7 @@ def learning_rate_figure(curve: LearningRateCurve, theme: Theme) -> plt.Figure:
     return figure
 
 
-def probe_curves(probe: Probe, theme: Theme, key: str = "accuracy", name: str = "accuracy") -> plt.Figure:
+def probe_curves(probe: Probe, theme: Theme, key: str = "accuracy", name: str = "accuracy") -> Figure:
     """Draw a validation metric and the loss of a linear probe over C.
 
     Args:
@@ -335,7 +331,7 @@ def probe_curves(probe: Probe, theme: Theme, key: str = "accuracy", name: str = 
     return figure
 
 
-def confusion_figure(metrics: SplitMetrics, role: str, theme: Theme) -> plt.Figure:
+def confusion_figure(metrics: SplitMetrics, role: str, theme: Theme) -> Figure:
     """Draw the confusion matrix, normalized by row (true class).
 
     Up to 20 classes, counts are written into the cells. More classes are sorted so that classes that are confused
@@ -391,7 +387,7 @@ def confusion_figure(metrics: SplitMetrics, role: str, theme: Theme) -> plt.Figu
     return figure
 
 
-def _draw_matrix_scale(axis: plt.Axes, theme: Theme) -> None:
+def _draw_matrix_scale(axis: Axes, theme: Theme) -> None:
     """Draw the color scale of a confusion matrix."""
     for place, tick in enumerate(_MATRIX_TICKS):
         axis.add_patch(Rectangle((0, place), 1, 1, facecolor=theme.cell, alpha=tick**_CELL_POWER, linewidth=0))
@@ -421,7 +417,7 @@ def confusion_order(matrix: np.ndarray) -> np.ndarray:
     return leaves_list(tree)
 
 
-def per_class_figure(metrics: SplitMetrics, role: str, theme: Theme) -> plt.Figure:
+def per_class_figure(metrics: SplitMetrics, role: str, theme: Theme) -> Figure:
     """Draw the recall of each class with its 95 % interval, worst class first.
 
     Points instead of bars, since bars have to start at zero, where differences are too small to see. Classes without
@@ -476,7 +472,7 @@ def _limit_scores(axis, lowest: float, margin: float) -> None:
     axis.set_xlim(max(0.0, lowest - margin * (1 - lowest)), 1 + 0.02 * (1 - lowest) + 0.001)
 
 
-def reliability_figure(metrics: SplitMetrics, role: str, temperature: Temperature | None, theme: Theme) -> plt.Figure:
+def reliability_figure(metrics: SplitMetrics, role: str, temperature: Temperature | None, theme: Theme) -> Figure:
     """Draw a reliability diagram, before and after temperature scaling.
 
     Above: accuracy over confidence with 95 % intervals (Wilson). Below: number of images in each bin.
@@ -532,7 +528,7 @@ def _bin_intervals(bins: Sequence[CalibrationBin]) -> tuple[list[float], list[fl
     return [low for low, _ in found], [high for _, high in found]
 
 
-def two_class_figure(metrics: SplitMetrics, role: str, theme: Theme) -> plt.Figure:
+def two_class_figure(metrics: SplitMetrics, role: str, theme: Theme) -> Figure:
     """Draw the ROC and the precision-recall curve of the second of two classes.
 
     Args:
@@ -557,7 +553,7 @@ def two_class_figure(metrics: SplitMetrics, role: str, theme: Theme) -> plt.Figu
     return figure
 
 
-def precision_recall_figure(metrics: MultiLabelMetrics, role: str, theme: Theme) -> plt.Figure:
+def precision_recall_figure(metrics: MultiLabelMetrics, role: str, theme: Theme) -> Figure:
     """Plot the precision-recall curve of each class and of all labels together.
 
     Points are the precision and recall at the thresholds.
@@ -591,7 +587,7 @@ def _limit_rates(axis) -> None:
     axis.grid()
 
 
-def average_precision_figure(metrics: MultiLabelMetrics, role: str, theme: Theme) -> plt.Figure:
+def average_precision_figure(metrics: MultiLabelMetrics, role: str, theme: Theme) -> Figure:
     """Plot average precision and F1 of each class, with their means as lines.
 
     The class with the largest average precision is on top. Classes without images are left out.
@@ -629,7 +625,7 @@ _GAP = 0.08  # between images, inches
 _FONT = 10  # font size of captions, points
 
 
-def training_figure(images: np.ndarray, targets: np.ndarray, names: list[str], theme: Theme) -> plt.Figure:
+def training_figure(images: np.ndarray, targets: np.ndarray, names: list[str], theme: Theme) -> Figure:
     """Draw augmented training images with their classes.
 
     Args:
@@ -655,7 +651,7 @@ def _with_weight(name: str, weight: float) -> str:
     return name if weight == 1 else f"{name} {weight:.0%}"
 
 
-def mistakes_figure(images: np.ndarray, examples: list[ExampleImage], title: str, theme: Theme) -> plt.Figure:
+def mistakes_figure(images: np.ndarray, examples: list[ExampleImage], title: str, theme: Theme) -> Figure:
     """Draw images with their predicted class, its confidence, and the label.
 
     Args:
@@ -689,7 +685,7 @@ def source_of(example: ExampleImage) -> str:
 
 def explanation_figure(
     images: np.ndarray, maps: np.ndarray, examples: list[ExampleImage], title: str, theme: Theme
-) -> plt.Figure:
+) -> Figure:
     """Draw images above the parts that speak for their predicted class.
 
     Args:

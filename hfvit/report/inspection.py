@@ -1,4 +1,4 @@
-"""Describe a data set as text and HTML, with a starting recipe (`hfvit inspect`)."""
+"""Inspect a data set, with an HTML page and a starting recipe (`hfvit inspect`)."""
 
 import base64
 import dataclasses
@@ -13,33 +13,25 @@ from jinja2 import StrictUndefined
 from PIL import Image
 
 from hfvit.data.decode import decode
-from hfvit.data.inspect import (
-    Duplicates,
-    ImageName,
-    Inspection,
-    LabelCheck,
-    Opened,
-    inspect_data,
-    open_data,
-)
+from hfvit.data.inspect import Opened, inspect_data, open_data
+from hfvit.data.inspection import Duplicates, ImageName, Inspection
 from hfvit.data.labels import read_column, targets_of
 from hfvit.data.starting_recipe import accelerator, data_size, is_data_set
-from hfvit.errors import DataError, printable
+from hfvit.errors import DataError, RecipeError
 from hfvit.evaluation.label_errors import find_label_errors, open_as_trained
 from hfvit.metrics.label_errors import WEAK_MODEL
 from hfvit.recipe.arguments import DataArguments
+from hfvit.recipe.other_names import key_hint
 from hfvit.recipe.starting import recipe_text, starting_recipe, yaml_line
-from hfvit.utils.files import write_text
-from hfvit.utils.formatting import aligned, shortened
+from hfvit.utils.checks import SAVE_DATASET, check_integer, check_name
+from hfvit.utils.files import expand_user, write_text
 from hfvit.utils.markup import html_environment
 
 DEFAULT_SEED = 42  # of a recipe
-CLASSES_IN_TEXT = 20
 CLASSES_IN_PAGE = 200
 SAMPLES = 8  # of each class in the page
 GROUPS_IN_PAGE = 50
 SUSPECTS_IN_PAGE = 60
-NAMES_IN_TEXT = 5
 SIDE = 96  # of a sample, in pixels
 
 
@@ -67,37 +59,64 @@ def inspect(
         **fields: other keys of `DataArguments`, such as `label_column="species"` or `class_names=[...]`.
 
     Returns:
-        The description of the data set, with the starting recipe.
+        The description of the data set, with the starting recipe. `print` shows what `hfvit inspect` does.
 
     Raises:
         DataError: the data set has an unknown layout, or cannot be used for training.
         ModelError: the run cannot be loaded.
+        RecipeError: a key is unknown, or has a wrong value.
     """
-    opened = open_data(DataArguments(dataset_name=str(dataset), **fields), seed)
+    check_name("dataset", dataset, SAVE_DATASET)
+    check_integer("seed", seed, 0, optional=False)
+    arguments = _data_arguments(dataset, fields)
+    for option, file in (("html", html), ("recipe", recipe)):
+        if file is not None and expand_user(file).is_dir():  # before what may take minutes
+            raise DataError(f"{option}: must be a file, but {str(file) or '.'} is a folder.")
+    opened = open_data(arguments, seed)
     size = data_size(opened)
     has_gpu, has_bf16 = accelerator()
     values = starting_recipe(size, str(dataset), has_gpu=has_gpu, has_bf16=has_bf16, from_scratch=from_scratch)
     options = fields | ({"seed": seed} if seed != DEFAULT_SEED else {})
     values |= options
     text = recipe_text(values, size)
-    if recipe:
-        _check_not_edited(Path(recipe), text)
+    if recipe is not None:
+        _check_not_edited(expand_user(recipe), text)
     held_out = {key: values[key] for key in ("validation_fraction", "test_split") if key in values}
     if held_out:  # the starting recipe holds out other images than the defaults
         opened = open_data(dataclasses.replace(opened.data, **held_out), seed)
     label_check = None
-    if run:
+    if run is not None:
         as_trained = open_as_trained(run, dataset, **fields)
         opened = as_trained or opened
         label_check = find_label_errors(run, opened, as_trained is not None, show_progress)
     inspection = inspect_data(opened, label_check, show_progress)
     inspection.recipe = values
     inspection.command = next_command(str(dataset), from_scratch, recipe, options)
-    if recipe:
-        write_text(recipe, text)
-    if html:
-        write_text(html, page(inspection, opened))
+    if recipe is not None:
+        write_text(expand_user(recipe), text)
+    if html is not None:
+        write_text(expand_user(html), page(inspection, opened))
     return inspection
+
+
+def _data_arguments(dataset: str | Path, fields: Mapping[str, Any]) -> DataArguments:
+    """Return the arguments of a data set.
+
+    Args:
+        dataset: its `dataset_name`.
+        fields: further keys.
+
+    Raises:
+        RecipeError: a key is unknown, or its value has another type.
+    """
+    known = [each.name for each in dataclasses.fields(DataArguments) if each.name != "dataset_name"]
+    for key in fields:
+        if key not in known:
+            raise RecipeError(f"{key}: unknown key.{key_hint(key, known)}")
+    try:
+        return DataArguments(dataset_name=str(dataset), **fields)
+    except (TypeError, AttributeError) as error:
+        raise RecipeError(f"{', '.join(fields)}: must have values of the types in a recipe ({error}).") from None
 
 
 def _check_not_edited(recipe: Path, text: str) -> None:
@@ -130,122 +149,6 @@ def next_command(
         texts = value if isinstance(value, list) else [{None: "none", True: "true", False: "false"}.get(value, value)]
         words += [f"--{key}", *map(str, texts)]
     return shlex.join([*words, *(["--from_scratch"] if from_scratch else [])])
-
-
-# Text
-
-
-def describe(inspection: Inspection) -> str:
-    """Format the result as plain text for a terminal."""
-    parts = [_head(inspection), _class_table(inspection)]
-    for title, lines in (("Warnings", inspection.warnings), ("Notes", inspection.notes)):
-        if lines:
-            parts.append("\n".join([f"{title}:", *(f"  - {printable(line)}" for line in lines)]))
-    for title, names in (("Cannot be decoded", inspection.unreadable), ("Of one color", inspection.uniform)):
-        if names:
-            parts.append("\n".join([f"{title}:", *_listed(names)]))
-    for title, groups in (
-        ("In two splits", inspection.leaks), ("Duplicates with different labels", inspection.conflicts)
-    ):  # fmt: skip
-        if groups:
-            parts.append("\n".join([f"{title}:", *_listed_groups(groups)]))
-    if inspection.label_check:
-        parts.append(_suspects(inspection.label_check))
-    parts.append("\n".join(["Starting recipe:", *(f"  {yaml_line(*item)}" for item in inspection.recipe.items())]))
-    parts.append(f"Next: {printable(inspection.command)}")
-    return "\n\n".join(parts)
-
-
-def _head(inspection: Inspection) -> str:
-    rows = [
-        ("data set", printable(inspection.dataset_name)),
-        ("format", printable(inspection.layout)),
-        ("columns", printable(f"images from {inspection.image_column}, classes from {inspection.label_columns}")),
-    ]
-    for role, split in inspection.splits.items():
-        source = "" if split.source == role else f" ({printable(split.source)})"
-        rows.append((role, f"{split.images:,} images{source}"))
-    sizes = inspection.images
-    if sizes:
-        low, middle, high = zip(sizes.width, sizes.height, strict=True)
-        shown = f"{middle[0]}x{middle[1]}"
-        if low != high:
-            shown = f"{low[0]} to {high[0]} wide, {low[1]} to {high[1]} high, median {shown}"
-        rows.append(("pixels", shown))
-        rows.append(("modes", _counts(sizes.modes)))
-        rows.append(("formats", _counts(sizes.formats)))
-    exact = sum(group.kind == "exact" for group in inspection.duplicates)
-    near = len(inspection.duplicates) - exact
-    rows.append(("duplicates", f"{exact:,} groups of the same file, {near:,} of near duplicates"))
-    left_out = {reason: len(names) for reason, names in inspection.left_out.items()}
-    if left_out:
-        rows.append(("left out", _counts(left_out)))
-        rows += [
-            ("", printable(f"{reason}: {shortened(names, NAMES_IN_TEXT)}"))
-            for reason, names in inspection.left_out.items()
-        ]
-    return "\n".join(aligned(rows))
-
-
-def _counts(counts: Mapping[str, int]) -> str:
-    return printable(", ".join(f"{name} {count:,}" for name, count in counts.items()))
-
-
-def _class_table(inspection: Inspection) -> str:
-    splits = inspection.splits
-    total = {label: sum(split.classes[label] for split in splits.values()) for label in inspection.labels}
-    labels = sorted(inspection.labels, key=lambda label: -total[label])
-    skipped = max(0, len(labels) - CLASSES_IN_TEXT)
-    if skipped:
-        labels = [*labels[: CLASSES_IN_TEXT // 2], None, *labels[-CLASSES_IN_TEXT // 2 :]]
-    rows = [("class", *splits)]
-    for label in labels:
-        if label is None:
-            rows.append((f"... {skipped:,} more", *("" for _ in splits)))
-        else:
-            rows.append((printable(label), *(f"{split.classes[label]:,}" for split in splits.values())))
-    ratio = f"; the largest has {inspection.imbalance:g} times the training images of the smallest"
-    head = f"{len(inspection.labels):,} classes{ratio if inspection.imbalance > 1 else ''}:"
-    return "\n".join([head, *(f"  {line}" for line in aligned(rows))])
-
-
-def _listed(images: list[ImageName]) -> list[str]:
-    reasons = [f": {image.reason}" if image.reason else "" for image in images]
-    return _first([f"{image.name}{reason}" for image, reason in zip(images, reasons, strict=True)])
-
-
-def _listed_groups(groups: list[Duplicates]) -> list[str]:
-    return _first([f"{group.kind}: {', '.join(map(_with_label, group.images))}" for group in groups])
-
-
-def _first(lines: list[str]) -> list[str]:
-    more = [f"  ... {len(lines) - NAMES_IN_TEXT:,} more"] if len(lines) > NAMES_IN_TEXT else []
-    return [*(f"  {printable(line)}" for line in lines[:NAMES_IN_TEXT]), *more]
-
-
-def _with_label(image: ImageName) -> str:
-    return f"{image.name} ({image.split}, {image.label})"
-
-
-def _suspects(check: LabelCheck) -> str:
-    weak = f"; below {WEAK_MODEL:.0%}, a model cannot judge them" if check.agreement < WEAK_MODEL else ""
-    head = f"Suspicious labels ({printable(check.source)}; {check.agreement:.0%} of the labels predicted{weak}):"
-    rows = [("image", "label", "predicted")]
-    for suspect in check.suspects[: 2 * NAMES_IN_TEXT]:
-        rows.append(
-            (
-                printable(suspect.image.name),
-                f"{printable(suspect.image.label)} {suspect.label_probability:.2f}",
-                f"{printable(suspect.predicted)} {suspect.probability:.2f}",
-            )
-        )
-    if len(rows) == 1:
-        return f"{head} none"
-    more = len(check.suspects) - 2 * NAMES_IN_TEXT
-    return "\n".join([head, *(f"  {line}" for line in aligned(rows)), *([f"  ... {more:,} more"] if more > 0 else [])])
-
-
-# Page
 
 
 def page(inspection: Inspection, opened: Opened) -> str:

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from hfvit.artifacts.run_record import RunRecord, read_examples
 from hfvit.artifacts.run_sections import MultiLabelMetrics, SplitMetrics, Temperature
@@ -27,7 +27,7 @@ from hfvit.report.figures import (
 )
 from hfvit.utils.files import sweep_temporary
 
-Figure = Callable[[Theme], plt.Figure]
+Drawing = Callable[[Theme], Figure]
 
 # Plots that some runs do not have; those of an earlier run are deleted.
 OPTIONAL_PLOTS = (
@@ -49,7 +49,7 @@ def write_training_images(images: np.ndarray, targets: np.ndarray, names: list[s
     draw("training_images", partial(training_figure, images, targets, names), Path(output_dir) / "plots", names)
 
 
-def result_figures(record: RunRecord) -> dict[str, Figure]:
+def result_figures(record: RunRecord) -> dict[str, Drawing]:
     """Return functions that draw the plots of training and metrics, by name."""
     metrics = record.result
     score = {"key": metrics.score.key, "name": metrics.score.name}
@@ -62,7 +62,7 @@ def result_figures(record: RunRecord) -> dict[str, Figure]:
 
 def metric_figures(
     metrics: SplitMetrics | MultiLabelMetrics, split: str, temperature: Temperature | None = None
-) -> dict[str, Figure]:
+) -> dict[str, Drawing]:
     """Return functions that draw the plots of metrics, by name.
 
     Args:
@@ -98,7 +98,7 @@ def write_metric_plots(metrics: SplitMetrics | MultiLabelMetrics, split: str, fo
     return [path for name, figure in figures.items() for path in draw(name, figure, folder, names)]
 
 
-def image_figures(record: RunRecord, arrays: dict[str, np.ndarray]) -> dict[str, Figure]:
+def image_figures(record: RunRecord, arrays: dict[str, np.ndarray]) -> dict[str, Drawing]:
     """Return functions that draw the plots with images of the data set, by name.
 
     Args:

@@ -30,6 +30,10 @@ class Report:
     page: Path | None
     stale: list[Path]
 
+    def __repr__(self) -> str:
+        page = "" if self.page is None else f", {self.page}"
+        return f"Report({self.card}: {len(self.plots)} plots{page})"
+
 
 def write_report(folder: str | Path, html: bool = False) -> Report:
     """Draw the plots of a run and write its model card.

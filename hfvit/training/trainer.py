@@ -135,7 +135,7 @@ class HFViTTrainer(Trainer):
     ):
         _check_arguments(model, kwargs)
         functions = {"compute_metrics": compute_metrics, "train_transforms": train_transforms}
-        _check_functions(functions | {"compute_loss_func": kwargs.get("compute_loss_func")})
+        check_functions(functions | {"compute_loss_func": kwargs.get("compute_loss_func")})
         data_config = resolve_data_config(model.config.pretrained_cfg)
         labels = model.config.label_names
         evaluation_set = partial(image_dataset, labels=labels, data_config=data_config)
@@ -914,11 +914,24 @@ def _check_arguments(model, kwargs: dict[str, Any]) -> None:
         )
 
 
-def _check_functions(functions: dict[str, Any]) -> None:
+def check_functions(functions: dict[str, Any]) -> None:
     """Raise `TypeError` for an argument that is neither a function nor None."""
     for option, function in functions.items():
         if function is not None and not callable(function):
             raise TypeError(f"{option}: must be a function, got {function!r}.")
+
+
+def checked_callbacks(callbacks: Iterable[Any] | None) -> list[Any]:
+    """Return a list of callbacks.
+
+    Raises `TypeError` unless all are instances or classes of `TrainerCallback`.
+    """
+    found = [] if callbacks is None else list(callbacks) if isinstance(callbacks, Iterable) else [callbacks]
+    for callback in found:
+        kind = callback if isinstance(callback, type) else type(callback)
+        if not issubclass(kind, TrainerCallback):
+            raise TypeError(f"callbacks: must be instances of TrainerCallback, got {callback!r}.")
+    return found
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable
 from functools import cache
 
-from matplotlib import font_manager, get_data_path, rcParams
+from matplotlib import font_manager, get_data_path, rcParams, style
 from matplotlib.ft2font import FT2Font
 
 from hfvit.errors import printable
@@ -32,7 +32,8 @@ def drawable(text: str) -> str:
 
 @cache
 def _default_family() -> str:
-    return font_manager.FontProperties(family=rcParams["font.family"]).get_name()
+    with style.context({}, after_reset=True):
+        return font_manager.FontProperties(family=rcParams["font.family"]).get_name()
 
 
 @cache

@@ -6,7 +6,7 @@ import pytest
 from helpers.layouts import write_images
 
 from hfvit.cli import main
-from hfvit.data.inspect import Inspection
+from hfvit.data.inspection import Inspection
 
 
 def hfvit(*words) -> int:

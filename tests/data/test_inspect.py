@@ -7,7 +7,8 @@ from datasets import Dataset
 from helpers.layouts import write_images, write_shard
 from PIL import Image
 
-from hfvit.data.inspect import Inspection, inspect_data, open_data
+from hfvit.data.inspect import inspect_data, open_data
+from hfvit.data.inspection import Inspection
 from hfvit.recipe.arguments import DataArguments
 
 

@@ -288,3 +288,11 @@ def test_damaged_files_are_read_or_raise_data_error(sample, data):
         return
     assert image.mode == "RGB"
     assert image.width * image.height <= UPLOAD_LIMITS.max_pixels
+
+
+def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    found, wrong = find_images(["", "a.png"])
+    assert found == ["a.png"]
+    assert len(wrong) == 1

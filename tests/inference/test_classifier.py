@@ -473,3 +473,96 @@ def test_bf16_classifier_agrees_to_two_digits(tmp_path):
     np.testing.assert_allclose(
         half.logits(images), hfvit.load_classifier(tmp_path, device="cpu").logits(images), atol=0.02
     )
+
+
+def test_methods_take_one_image_as_a_batch_of_one(export, images):
+    classifier = hfvit.load_classifier(export, device="cpu")
+    array = np.asarray(images[0])  # rows of an array are gray images of one column, too
+    expected = classifier.logits([images[0]])
+    pixels = classifier.pixel_values([images[0]])
+    for one in (array, images[0]):
+        np.testing.assert_array_equal(classifier.logits(one), expected)
+        np.testing.assert_array_equal(classifier.pixel_values(one), pixels)
+        np.testing.assert_array_equal(classifier.prepare(one), pixels)
+
+
+def test_folder_or_pattern_is_all_of_its_images(checkpoint, images, tmp_path):
+    files = [tmp_path / "b" / "1.png", tmp_path / "a" / "2.png", tmp_path / "a" / "1[0].png"]
+    for file, image in zip(files, images, strict=False):
+        file.parent.mkdir(exist_ok=True)
+        image.save(file)
+    (tmp_path / "a" / "notes.txt").write_text("no image")
+    classifier = hfvit.load_classifier(checkpoint, device="cpu")
+    names = sorted(map(str, files))
+    for folder in (tmp_path, str(tmp_path), tmp_path / "*"):
+        found = hfvit.predict(classifier, folder, 1)
+        assert found.names == names
+        assert found == classifier.predict(names, 1) == classifier.predict(folder, 1)
+        np.testing.assert_array_equal(hfvit.embed(classifier, folder), hfvit.embed(classifier, names))
+    html = hfvit.predict(classifier, tmp_path)._repr_html_()
+    assert "1[0].png" in html
+    assert set(classifier(files[2])) == set(LABELS)  # an existing file is no pattern
+
+
+WRONG_IMAGES = (
+    None, 3, b"file", {"image": "a.png"}, np.array("a.png"), [None], [b"file"], [()], "", [""], torch.zeros(3, 4, 4),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG_IMAGES, ids=lambda wrong: repr(wrong)[:20])
+def test_objects_that_are_no_images_are_errors_of_images(checkpoint, wrong):
+    classifier = hfvit.load_classifier(checkpoint, device="cpu")
+    for function in (classifier, classifier.predict, classifier.logits, partial(hfvit.embed, classifier)):
+        with pytest.raises(DataError, match=r"^images:"):
+            function(wrong)
+
+
+def test_pairs_without_text_are_no_images(checkpoint, images):
+    classifier = hfvit.load_classifier(checkpoint, device="cpu")
+    assert classifier.logits([(images[0], "text"), (images[1], None)]).shape == (2, 3)
+    with pytest.raises(DataError, match=r"^images:"):
+        classifier.logits([(images[0], images[1])])
+
+
+@pytest.mark.parametrize("name", ["empty", "nothing*"])
+def test_folder_without_images_is_an_error(checkpoint, tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"^images:"):
+        hfvit.predict(checkpoint, tmp_path / name, device="cpu")
+
+
+def test_predict_function_takes_batch_size_and_texts(export, images):
+    expected = hfvit.predict(export, images, device="cpu")
+    assert hfvit.predict(export, images, device="cpu", batch_size=2) == expected
+    assert hfvit.predict(hfvit.load_classifier(export, device="cpu"), images, batch_size=2) == expected
+    with pytest.raises(ModelError, match=r"^texts:"):
+        hfvit.predict(export, images, texts=["a"] * len(images), device="cpu")
+    for size in (0, 2.5, "4", True):
+        with pytest.raises(ModelError, match=r"^batch_size:"):
+            hfvit.predict(export, images, batch_size=size, device="cpu")
+
+
+def test_unknown_arguments_for_an_export_are_errors(export):
+    with pytest.raises(TypeError, match=r"^devcie: .*'device'"):
+        hfvit.load_classifier(export, devcie="cpu")
+    with pytest.raises(TypeError, match=r"^dtype:"):
+        hfvit.load_classifier(export, dtype="float16")
+    assert hfvit.load_classifier(export, revision="main", local_files_only=True).labels == LABELS
+    assert hfvit.load_classifier(export, providers="CPUExecutionProvider").labels == LABELS
+
+
+@pytest.mark.parametrize("option", [{"patch_size": "8"}, {"merge_tokens": "2"}, {"threads": True}, {"threads": "2"}])
+def test_options_of_a_wrong_type_are_errors(checkpoint, option):
+    with pytest.raises(ModelError, match=rf"^{next(iter(option))}:"):
+        hfvit.load_classifier(checkpoint, device="cpu", **option)
+
+
+def test_names_that_are_no_models_are_errors():
+    with pytest.raises(ModelError, match=r"^model:"):
+        hfvit.load_classifier("")  # not the current folder
+    with pytest.raises(TypeError, match=r"^model:"):
+        hfvit.load_classifier(None)
+
+
+def test_representation_names_model_and_device(export):
+    assert repr(hfvit.load_classifier(export, device="cpu")) == f"Classifier({export}: 3 classes, Onnx on cpu)"

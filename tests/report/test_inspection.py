@@ -8,12 +8,13 @@ import yaml
 from helpers.layouts import write_images
 
 import hfvit
-from hfvit.data.inspect import LabelCheck, open_data
+from hfvit.data.inspect import open_data
+from hfvit.data.inspection import LabelCheck
 from hfvit.errors import DataError, is_unprintable
 from hfvit.metrics.label_errors import WEAK_MODEL
 from hfvit.recipe.arguments import DataArguments
 from hfvit.recipe.loader import load_recipe
-from hfvit.report.inspection import describe, page
+from hfvit.report.inspection import page
 
 HOSTILE = ["<script>alert(1)<", "\x1b[2Jcat", "\u202egnp", "a&amp;b\"'>", "b\n99% fake"]
 
@@ -56,7 +57,7 @@ def test_page_with_hostile_names_escapes_them_and_loads_nothing(hostile, tmp_pat
 
 
 def test_description_with_hostile_names_acts_on_no_terminal(hostile):
-    text = describe(hfvit.inspect(hostile))
+    text = str(hfvit.inspect(hostile))
     assert not any(is_unprintable(character) for character in text.replace("\n", ""))
 
 
@@ -79,7 +80,7 @@ def test_suspicious_labels_of_a_weak_model_are_noted(tmp_path, agreement, is_not
     found = hfvit.inspect(root)
     found.label_check = LabelCheck(source="by run", agreement=agreement, suspects=[])
     shown = page(found, open_data(DataArguments(dataset_name=str(root)), 42))
-    assert (f"{WEAK_MODEL:.0%}" in describe(found)) == is_noted
+    assert (f"{WEAK_MODEL:.0%}" in str(found)) == is_noted
     assert (f"{100 * WEAK_MODEL:.0f} %" in shown) == is_noted
 
 

@@ -1,0 +1,50 @@
+"""Settings of the process after a call of the library."""
+
+import os
+import random
+
+import numpy as np
+import torch
+from transformers import enable_full_determinism
+
+from hfvit.utils.environment import set_tf32
+from hfvit.utils.global_state import kept_state, kept_tf32, tf32_mode
+
+MODULES = (torch.backends, torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+
+
+def tf32() -> list:
+    legacy = [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32]
+    return legacy + [module.fp32_precision for module in MODULES]
+
+
+def test_random_generators_and_determinism_are_restored():
+    def draw():
+        return random.random(), np.random.random(), torch.rand(1).item()
+
+    variables = dict(os.environ)
+    with kept_state():
+        expected = draw()
+    with kept_state():
+        draw()
+        enable_full_determinism(3)
+        torch.backends.cudnn.benchmark = True
+    assert draw() == expected
+    assert dict(os.environ) == variables
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.benchmark
+
+
+def test_tf32_is_restored_from_each_way_to_set_it():
+    with kept_tf32():
+        for setting in (False, True):
+            torch.backends.cuda.matmul.allow_tf32 = setting
+            before = tf32()
+            with tf32_mode():
+                assert torch.backends.cuda.matmul.allow_tf32
+            assert tf32() == before
+        set_tf32(False)
+        before = tf32()
+        with tf32_mode():
+            pass
+        assert tf32() == before
