@@ -18,7 +18,7 @@ from datasets import ClassLabel, Dataset, IterableDataset, Value
 from hfvit.errors import DataError, nearest, one_line
 from hfvit.recipe.arguments import MULTI_LABEL, SINGLE_LABEL, DataArguments
 from hfvit.utils.files import expand_user
-from hfvit.utils.formatting import shortened
+from hfvit.utils.formatting import counted, shortened
 
 SEPARATORS = ("|", ";", ",")  # possible separators of several labels in a string
 CLASS_TYPES = ("int", "uint", "string", "large_string", "bool", "float", "double", "null")
@@ -288,7 +288,10 @@ def encode_labels(
         if None in values:
             missing = sum(value is None for value in values)
             row = row_of(role, values.index(None))
-            raise DataError(f"Split '{names[role]}', row {row}: the label is missing ({missing:,} such rows).")
+            raise DataError(
+                f"Split '{names[role]}', row {row}: the label is missing ({counted(missing, 'such row')}). Remove or"
+                " label these rows."
+            )
     if isinstance(feature, ClassLabel):
         labels = list(map(normalized, feature.names))
         encoded = {role: np.asarray(values, dtype=np.int64) for role, values in raw_labels.items()}

@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, LargeList, 
 from hfvit.data.labels import CLASS_TYPES, SEPARATORS, check_column, column_values, encode_labels
 from hfvit.errors import DataError
 from hfvit.recipe.arguments import MULTI_LABEL
-from hfvit.utils.formatting import shortened
+from hfvit.utils.formatting import counted, shortened
 
 FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 FLAG_TYPES = ("bool", "int", "uint", "float", "double", "string", "large_string")
@@ -244,7 +244,10 @@ class MultiLabel:
 def _check_not_missing(rows: list, name: str) -> None:
     missing = [row for row, value in enumerate(rows) if value is None]
     if missing:
-        raise DataError(f"Split '{name}', row {missing[0]}: the label is missing ({len(missing):,} such rows).")
+        raise DataError(
+            f"Split '{name}', row {missing[0]}: the label is missing ({counted(len(missing), 'such row')}). Remove or"
+            " label these rows."
+        )
 
 
 def _width(lists: dict[str, list[list]]) -> int | None:
