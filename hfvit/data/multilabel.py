@@ -183,7 +183,7 @@ class MultiLabel:
         return stratified_rows(targets, fraction, seed)
 
     def folds(self, targets: np.ndarray, count: int, seed: int) -> list[np.ndarray]:
-        """Divide rows into folds by iterative stratification, one fold after the other.
+        """Divide rows into folds by iterative stratification.
 
         Args:
             targets: 0/1 targets `(rows, classes)`.
@@ -191,18 +191,12 @@ class MultiLabel:
             seed: seed of the selection.
 
         Returns:
-            The rows of each fold, see `stratified_rows`.
+            The rows of each fold, see `stratified_folds`.
 
         Raises:
             ValueError: there are too few images.
         """
-        rest = np.arange(len(targets))
-        folds = []
-        for left in range(count, 1, -1):
-            kept, held_out = stratified_rows(targets[rest], 1 / left, seed + len(folds))
-            folds.append(rest[held_out])
-            rest = rest[kept]
-        return [*folds, rest]
+        return stratified_folds(targets, count, seed)
 
     def _flags(self, rows: list[list], name: str) -> list[list[int]]:
         """Convert rows of 0/1 columns to class indices."""
@@ -345,5 +339,28 @@ def stratified_rows(targets: np.ndarray, fraction: float, seed: int) -> tuple[np
         room[part[row]] -= 1
     kept, held_out = np.flatnonzero(part == 0), np.flatnonzero(part == 1)
     if not len(kept) or not len(held_out):
-        raise ValueError("each class has only one image")
+        raise ValueError("each class has only one image or group")
     return kept, held_out
+
+
+def stratified_folds(targets: np.ndarray, count: int, seed: int) -> list[np.ndarray]:
+    """Divide rows into folds by iterative stratification, one fold after the other.
+
+    Args:
+        targets: 0 and 1, `(rows, classes)`.
+        count: number of folds.
+        seed: seed of the order of the rows.
+
+    Returns:
+        The rows of each fold, see `stratified_rows`.
+
+    Raises:
+        ValueError: there are too few rows.
+    """
+    rest = np.arange(len(targets))
+    folds = []
+    for left in range(count, 1, -1):
+        kept, held_out = stratified_rows(targets[rest], 1 / left, seed + len(folds))
+        folds.append(rest[held_out])
+        rest = rest[kept]
+    return [*folds, rest]

@@ -199,7 +199,7 @@ def _delimiter(text: str, marks: str) -> tuple[str, str]:
 
 
 def _without_empty_cells(rows: list[list[str]]) -> list[list[str]]:
-    """Remove the rows without any value, and the columns without any at the end of the rows.
+    """Remove rows without any value, and the last columns if they have none.
 
     Spreadsheets write them for cells that were cleared.
     """

@@ -109,6 +109,11 @@ class DataArguments:
         "Separator of labels in a column of strings, such as '|'. Default: with"
         f" problem_type={MULTI_LABEL} the one of | ; , that occurs.",
     )
+    group_column: str | None = _field(
+        None,
+        "Name of the column with the group of each image, such as the patient. Images of a group are held out"
+        " together, also in folds.",
+    )
     text_column: str | None = _field(
         None, "Name of the column with a text for each image. Only used with text_encoder."
     )
@@ -283,6 +288,8 @@ class DataArguments:
             raise RecipeError("streaming: requires validation_split, as no fraction can be held out of a stream.")
         if self.problem_type == MULTI_LABEL or self.label_separator or len(self.label_columns) > 1:
             raise RecipeError("streaming: not available with several labels per image. Set streaming to false.")
+        if self.group_column:
+            raise RecipeError("group_column: not available with streaming, which holds out no images. Omit it.")
         if self.on_bad_image == "skip":
             raise RecipeError("on_bad_image: must be error with streaming, got 'skip'.")
         for key in ("train_split", "validation_split", "test_split"):
