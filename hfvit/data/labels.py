@@ -4,7 +4,7 @@ import logging
 import os
 import unicodedata
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -222,6 +222,40 @@ def similar_names(labels: Sequence[str]) -> tuple[str, str] | None:
         if other != label and len(key) > 1:
             return other, label
     return None
+
+
+TYPO_LENGTH = 5  # smallest length of a name that may have a typo
+TYPO_RATIO = 5  # smallest ratio of the images of the right name to those of the wrong one
+
+
+def likely_typos(counts: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Find rare class names that differ in one letter from a more frequent one.
+
+    Names that differ in digits are different classes.
+
+    Args:
+        counts: number of images by class name.
+
+    Returns:
+        (rare name, frequent name), sorted.
+    """
+    shortened_names: defaultdict[str, set[str]] = defaultdict(set)
+    for name in counts:
+        if len(name) >= TYPO_LENGTH and counts[name]:
+            for index in range(len(name)):
+                shortened_names[name[:index] + name[index + 1 :]].add(name)
+            shortened_names[name].add(name)
+    pairs = {
+        (rare, frequent)
+        for names in shortened_names.values() if len(names) > 1
+        for rare in names for frequent in names
+        if counts[rare] * TYPO_RATIO <= counts[frequent] and _digits(rare) == _digits(frequent)
+    }  # fmt: skip
+    return sorted(pairs)
+
+
+def _digits(name: str) -> str:
+    return "".join(filter(str.isdigit, name))
 
 
 def check_column(split: Dataset | IterableDataset, name: str, key: str, column: str) -> None:
