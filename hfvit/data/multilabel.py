@@ -207,7 +207,7 @@ class MultiLabel:
                 column = self.columns[flags.index(None)]
                 value = row[flags.index(None)]
                 what = "the label is missing" if value is None else f"{value!r} is neither 0 nor 1"
-                raise DataError(f"Split '{name}', row {number}: {what} in label column '{column}'.")
+                raise DataError(f"Split '{name}', row {number}: {what} in label column '{column}'. Write 0 or 1.")
             found.append([index for index, flag in enumerate(flags) if flag])
         return found
 

@@ -1,10 +1,11 @@
 """Groups of images that are held out together."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.layouts import write_images
+from helpers.layouts import paths, write_images
 from helpers.splits import load_splits
 
 from hfvit.data.groups import joined_with_files, targets_of_groups
@@ -60,6 +61,17 @@ def test_load_splits_with_group_column_of_several_labels_holds_out_whole_groups(
     found = patients(splits)
     assert sum(map(len, found.values())) == PATIENTS == len(set.union(*found.values()))
     assert np.sum(splits.validation["label"], 0).min() > 0
+
+
+def test_load_splits_of_class_folders_takes_groups_of_metadata(tmp_path):
+    write_images(tmp_path, {"a": 60, "b": 60})
+    rows = "".join(f"{label}/{n}.png,P{n // 4}\n" for label in "ab" for n in range(60))
+    (tmp_path / "metadata.csv").write_text(f"file_name,patient\n{rows}")
+    splits = load_splits(str(tmp_path), group_column="patient", validation_fraction=0.2, test_split=None)
+    found = {role: {int(Path(path).stem) // 4 for path in paths(splits, role)} for role in splits.sources}
+    assert len(found["train"]) == 12
+    assert len(found["validation"]) == 3
+    assert not found["train"] & found["validation"]
 
 
 def test_load_splits_with_bad_images_keeps_the_groups_of_the_others(tmp_path):
