@@ -37,6 +37,7 @@ WEIGHT_ARGS = (
 
 # Metrics with one number, for training curves and metric_for_best_model.
 SCALAR_METRICS = ("accuracy", "top5_accuracy", "macro_f1", "loss", "ece", "balanced_accuracy", "mcc")
+RANKING_METRICS = ("auc", "average_precision")  # only logged where metric_for_best_model is one, as they take longer
 MULTI_LABEL_METRICS = ("map", "micro_f1", "macro_f1", "exact_match", "loss")  # of multi-label data
 
 
@@ -551,8 +552,8 @@ class TrainerArguments:
     )
     metric_for_best_model: str | None = _field(
         "accuracy",
-        f"Validation metric that selects the best checkpoint: {', '.join(SCALAR_METRICS)}. With several labels"
-        f" per image: {', '.join(MULTI_LABEL_METRICS)} (map instead of accuracy).",
+        f"Validation metric that selects the best checkpoint: {', '.join((*SCALAR_METRICS, *RANKING_METRICS))}. With"
+        f" several labels per image: {', '.join(MULTI_LABEL_METRICS)} (map instead of accuracy).",
     )
     load_best_model_at_end: bool = _field(True, "End with the weights of the best checkpoint, not the last one.")
     logging_steps: float = _field(500, "Optimizer steps between logged losses; below 1 a fraction of the run.")
