@@ -307,7 +307,8 @@ def fit_recipe(recipe: Recipe, problem_type: str, images: int | None) -> None:
         images: number of training images, None of a stream.
     """
     task = TASKS[problem_type]
-    recipe.fit_problem(task.problem_type, task.scalar_metrics, task.default_metric)
+    metrics = (*task.scalar_metrics, *task.ranking_metrics)
+    recipe.fit_problem(task.problem_type, metrics, task.default_metric)
     if images is not None and recipe.finetuning.finetuning != "linear_probe":
         recipe.fit(images)
     elif images is None:

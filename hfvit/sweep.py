@@ -31,7 +31,7 @@ FAILURES = (NonFiniteLossError, OutOfMemoryError)  # end the trial, but not the 
 NOT_SEARCHABLE = (
     "output_dir", "test_split", "metric_for_best_model", "greater_is_better", "dataset_name", "dataset_config_name",
     "dataset_revision", "label_column", "problem_type", "label_separator", "class_names", "validation_split",
-    "validation_fraction", "test_fraction", "max_eval_samples", "folds", "fold", "seeds",
+    "validation_fraction", "test_fraction", "group_column", "max_eval_samples", "folds", "fold", "seeds",
 )  # fmt: skip
 KINDS = "a list of choices, {range: [low, high]} or {log: [low, high]}"
 

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 from hfvit.artifacts.constants import MULTIRUN_FILE
 from hfvit.artifacts.json_record import Count, FieldError, FileRecord, Record, shown
 from hfvit.artifacts.run_record import RunRecord
-from hfvit.recipe.arguments import MULTI_LABEL_METRICS, SCALAR_METRICS
+from hfvit.recipe.arguments import MULTI_LABEL_METRICS, RANKING_METRICS, SCALAR_METRICS
 from hfvit.utils.formatting import aligned
 
-SCALARS = dict.fromkeys((*SCALAR_METRICS, *MULTI_LABEL_METRICS))
+SCALARS = dict.fromkeys((*SCALAR_METRICS, *RANKING_METRICS, *MULTI_LABEL_METRICS))
 
 
 @dataclass(kw_only=True)

@@ -227,6 +227,15 @@ class SplitMetrics(Record):
             "ECE": f"{self.ece:.4f}",
         }
 
+    def further_columns(self) -> dict[str, str]:
+        """Return the metrics besides `columns` that count rare classes as frequent ones, if they were computed."""
+        values = {
+            "balanced accuracy": self.balanced_accuracy,
+            "AUC": self.auc,
+            "average precision": self.average_precision,
+        }
+        return {name: f"{value:.4f}" for name, value in values.items() if value is not None}
+
 
 @dataclass(kw_only=True)
 class LabelMetrics(Record):
@@ -278,6 +287,10 @@ class MultiLabelMetrics(Record):
     def index_entries(self) -> list[tuple[str, str, float]]:
         """Return type, name and value of the metrics in a model card's `model-index`."""
         return [("map", "mAP", self.map), ("f1", "Micro F1", self.micro_f1), ("f1", "Macro F1", self.macro_f1)]
+
+    def further_columns(self) -> dict[str, str]:
+        """Return no metrics besides `columns`."""
+        return {}
 
     def columns(self) -> dict[str, str]:
         """Return the cells of a table row by column heading."""

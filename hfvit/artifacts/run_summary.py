@@ -77,7 +77,8 @@ def selection(training: Training) -> str:
         steps = ", ".join(name.removeprefix("checkpoint-") for name in training.soup.used)
         return f"{training.soup.kind} soup of steps {steps} by validation {training.soup.metric}"
     if training.best_step:
-        return f"step {training.best_step} by validation {training.best_metric_name}"
+        value = "" if training.best_metric is None else f" ({training.best_metric:.4f})"
+        return f"step {training.best_step} by validation {training.best_metric_name}{value}"
     if probe := training.probe:
         return f"C = {probe.best_c:g} of {len(probe.c)} by validation {probe.selected_by}"
     return "the last step"

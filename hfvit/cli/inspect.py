@@ -28,6 +28,7 @@ TEXT_KEYS = {
     "dataset_config_name": "configuration of the data set",
     "dataset_revision": "branch, tag or commit on the Hub",
     "image_column": "column of the images [by type or name]",
+    "group_column": "column of groups whose images are held out together, such as patients",
     "problem_type": "single_label_classification or multi_label_classification [by the labels]",
     "label_separator": "character between the labels of an image, such as '|'",
     "train_split": "split to train on [train]",

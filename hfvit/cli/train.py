@@ -36,7 +36,8 @@ The values `none` and `null` mean null. All other fields of transformers' Traini
 # Options in the order of the help; fields of the recipe that are in no group are shown under RARE.
 GROUPS = {
     "data and output": "dataset_name output_dir dataset_config_name dataset_revision image_column label_column"
-    " problem_type train_split validation_split test_split validation_fraction max_train_samples max_eval_samples",
+    " group_column problem_type train_split validation_split test_split validation_fraction max_train_samples"
+    " max_eval_samples",
     "model": "model_name_or_path architecture image_size drop_path_rate drop_rate attn_drop_rate patch_drop_rate"
     " model_args model_revision",
     "length and learning rate": "num_train_epochs max_steps learning_rate global_batch_size warmup_steps"

@@ -288,20 +288,23 @@ def collate(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 UNIFORM_RANGE = 1e-3  # smallest range of normalized pixel values in an image that is not of one color
+LOW_RANGE = 0.5  # range of normalized pixel values of very dark or flat images; photographs have 2 or more
 MIN_STREAM_LABELS = 16  # so many equal labels are very unlikely in shuffled data
 
 
 def check_pixels(pixel_values: torch.Tensor) -> None:
     """Raise `DataError` if pixels are not finite, or all images are of one color.
 
-    `pixel_values` is `(batch, channels, height, width)`; images of one color are a warning if they are a majority.
+    `pixel_values` is `(batch, channels, height, width)`; images of one color, or of little contrast, are a warning if
+    they are a majority.
     """
     if not torch.isfinite(pixel_values).all():
         raise DataError(
             "the first training batch has pixel values that are not finite. Check image_mean and image_std (a standard"
             " deviation close to 0), or the preprocessing of the model."
         )
-    flat = (pixel_values.amax((2, 3)) - pixel_values.amin((2, 3))).amax(1) < UNIFORM_RANGE
+    ranges = (pixel_values.amax((2, 3)) - pixel_values.amin((2, 3))).amax(1)
+    flat = ranges < UNIFORM_RANGE
     count, images = int(flat.sum()), len(flat)
     if count == images > 1:
         raise DataError(
@@ -310,6 +313,12 @@ def check_pixels(pixel_values: torch.Tensor) -> None:
         )
     if count > images // 2:
         logger.warning("%d of the %d images of the first training batch are of one color each.", count, images)
+    elif (low := int((ranges < LOW_RANGE).sum())) > images // 2:
+        logger.warning(
+            "%d of the %d images of the first training batch have very little contrast. 16-bit images are divided by"
+            " 257: rescale values that use fewer bits, such as 12-bit scans, before the training.",
+            low, images,
+        )  # fmt: skip
 
 
 def check_labels(labels: np.ndarray, names: list[str]) -> None:

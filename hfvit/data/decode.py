@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from hfvit.data.open_image import (
@@ -39,7 +39,8 @@ TRANSPOSED = {
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 ORIENTED = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # keys of `info` with an orientation
-TIFF_WIDTH, TIFF_HEIGHT = 256, 257  # tags of TIFF
+TIFF_WIDTH, TIFF_HEIGHT, TIFF_PHOTOMETRIC = 256, 257, 262  # tags of TIFF
+WHITE_IS_ZERO = 0  # value of TIFF_PHOTOMETRIC
 PNG_METADATA = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # what Pillow reads an orientation from
 REDUCING_GAP = 2.0  # a JPEG is decoded at this many times the final size at least, as in Pillow's `reducing_gap`
 TORCH_FILTERS = ("bilinear", "bicubic")  # filters with a vectorized 8-bit implementation in torch
@@ -49,19 +50,24 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Convert a PIL image to RGB and apply its EXIF orientation.
 
     transformers' `load_image` does the same. Unlike Pillow, which clips deeper gray images at 255, this scales them:
-    16-bit and 32-bit integers (if they exceed 8 bits) by 65535, floating-point images by their own range.
+    16-bit and 32-bit integers (if they exceed 8 bits) by 65535, floating-point images by their own range. Such TIFF
+    files whose zero is white are inverted, as Pillow does for 8 bits only (12.3).
     """
+    inverted = image.format == "TIFF" and image.tag_v2.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO
     image.load()
     turn = TRANSPOSED.get(orientation(image))
     if turn is not None:
         image = image.transpose(turn)
         for key in ORIENTED:  # or the result would be turned again
             image.info.pop(key, None)
+    is_deep = image.mode == "F" or image.mode.startswith("I")
     if image.mode == "F":
         image = _scaled(np.asarray(image))
-    elif image.mode.startswith("I"):
+    elif is_deep:
         high = 255 if image.mode == "I" and image.getextrema()[1] <= 255 else 65535
         image = image.convert("I").point(_gray_levels(high), "L")
+    if is_deep and inverted:
+        image = ImageOps.invert(image)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

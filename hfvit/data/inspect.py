@@ -23,7 +23,7 @@ from hfvit.data.inspection import (
     Inspection,
     LabelCheck,
 )
-from hfvit.data.labels import class_counts, similar_names, targets_of
+from hfvit.data.labels import class_counts, likely_typos, similar_names, targets_of
 from hfvit.data.local import LocalData, data_root, image_file
 from hfvit.data.open_image import image_error_reason, open_image
 from hfvit.data.splits import DIGITS, FEW_VALIDATION_IMAGES, ImageSplits, load_whole_splits, open_source, split_names
@@ -39,6 +39,7 @@ CHUNK = 128  # images of one task
 DRAFT = 64  # smallest side in pixels of a reduced JPEG; the hash needs 32
 TINY_SIDE = 16  # pixels
 TINY_FRACTION = 0.25  # of the median shorter side
+LOW_CONTRAST = 32  # levels of 255 between the darkest and brightest pixel
 FEW_IN_CLASS = 10
 
 
@@ -93,6 +94,7 @@ def inspect_data(opened: Opened, label_check: LabelCheck | None = None, show_pro
         label_check=label_check,
     )
     inspection.notes += opened.local.notes if opened.local else []
+    _warn_of_pixels(inspection, [image for _, _, image in _each(scans) if not image.problem])
     _add_warnings(inspection)
     return inspection
 
@@ -126,7 +128,10 @@ class ImageNames:
 
 
 class ImageProperties(NamedTuple):
-    """Properties of an image; `hash` and `thumbnail` are None if it cannot be decoded."""
+    """Properties of an image; `hash` and `thumbnail` are None if it cannot be decoded.
+
+    `contrast` is the difference between the brightest and the darkest level, 0 to 255.
+    """
 
     width: int = 0
     height: int = 0
@@ -134,6 +139,8 @@ class ImageProperties(NamedTuple):
     format: str = ""
     bytes: int = 0
     is_uniform: bool = False
+    contrast: int = 255
+    has_pages: bool = False
     hash: np.uint64 | None = None
     thumbnail: np.ndarray | None = None
     problem: str | None = None
@@ -193,16 +200,29 @@ def _read_image(encoded: dict[str, Any]) -> tuple[ImageProperties, np.ndarray]:
         height, width = upright_size(image)
         mode = image.mode
         kind = image.format
+        has_pages = kind == "TIFF" and _has_second_page(image)
         image.draft("RGB", (DRAFT, DRAFT))  # decodes a large JPEG at reduced size
         was_reduced = image.size not in ((width, height), (height, width))
         image = to_rgb(image)
         reduced = reduce_image(image)
         is_uniform = _is_uniform(image)
+        extrema = image.getextrema()
+        contrast = max(high for _, high in extrema) - min(low for low, _ in extrema)
     if is_uniform and was_reduced:
         with open_image(source) as image:
             is_uniform = _is_uniform(to_rgb(image))
     size = os.path.getsize(source) if content is None else len(content)
-    return ImageProperties(width, height, mode, kind or "", size, is_uniform), reduced
+    return ImageProperties(width, height, mode, kind or "", size, is_uniform, contrast, has_pages), reduced
+
+
+def _has_second_page(image) -> bool:
+    """Return whether an open TIFF file has several pages; the first one stays selected."""
+    try:
+        image.seek(1)
+    except EOFError:
+        return False
+    image.seek(0)
+    return True
 
 
 def _is_uniform(image) -> bool:
@@ -351,6 +371,20 @@ def _add_warnings(inspection: Inspection) -> None:
         inspection.notes.append(f"Splits that are not used: {', '.join(inspection.unused_splits)}.")
 
 
+def _warn_of_pixels(inspection: Inspection, images: list[ImageProperties]) -> None:
+    low = [image.contrast for image in images if image.contrast < LOW_CONTRAST]
+    if len(low) > len(images) // 2:
+        inspection.warnings.append(
+            f"{counted(len(low), 'image')} with very little contrast: a median of {int(np.median(low))} of 255 levels."
+            " 16-bit images are divided by 257: rescale values that use fewer bits, such as 12-bit scans."
+        )
+    pages = sum(image.has_pages for image in images)
+    if pages:
+        inspection.warnings.append(
+            f"{counted(pages, 'TIFF file')} with several pages, of which the first one is read."
+        )
+
+
 def _warn_of_duplicates(inspection: Inspection) -> None:
     warnings = inspection.warnings
     for role in ("test", "validation"):
@@ -408,6 +442,9 @@ def _warn_of_classes(inspection: Inspection) -> None:
     train = inspection.splits["train"].classes
     if similar := similar_names(inspection.labels):
         warnings.append("The classes {!r} and {!r} differ in case or spaces only.".format(*similar))
+    if typos := likely_typos(train):
+        pairs = [f"{rare!r} for {frequent!r}" for rare, frequent in typos]
+        warnings.append(f"{counted(len(typos), 'class name')} may have a typo: {shortened(pairs, 3)}.")
     for role, split in inspection.splits.items():
         missing = [label for label, count in split.classes.items() if not count]
         if missing:

@@ -4,7 +4,7 @@ import logging
 import os
 import unicodedata
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from datasets import ClassLabel, Dataset, IterableDataset, Value
 from hfvit.errors import DataError, nearest, one_line
 from hfvit.recipe.arguments import MULTI_LABEL, SINGLE_LABEL, DataArguments
 from hfvit.utils.files import expand_user
-from hfvit.utils.formatting import shortened
+from hfvit.utils.formatting import counted, shortened
 
 SEPARATORS = ("|", ";", ",")  # possible separators of several labels in a string
 CLASS_TYPES = ("int", "uint", "string", "large_string", "bool", "float", "double", "null")
@@ -224,6 +224,40 @@ def similar_names(labels: Sequence[str]) -> tuple[str, str] | None:
     return None
 
 
+TYPO_LENGTH = 5  # smallest length of a name that may have a typo
+TYPO_RATIO = 5  # smallest ratio of the images of the right name to those of the wrong one
+
+
+def likely_typos(counts: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Find rare class names that differ in one letter from a more frequent one.
+
+    Names that differ in digits are different classes.
+
+    Args:
+        counts: number of images by class name.
+
+    Returns:
+        (rare name, frequent name), sorted.
+    """
+    shortened_names: defaultdict[str, set[str]] = defaultdict(set)
+    for name in counts:
+        if len(name) >= TYPO_LENGTH and counts[name]:
+            for index in range(len(name)):
+                shortened_names[name[:index] + name[index + 1 :]].add(name)
+            shortened_names[name].add(name)
+    pairs = {
+        (rare, frequent)
+        for names in shortened_names.values() if len(names) > 1
+        for rare in names for frequent in names
+        if counts[rare] * TYPO_RATIO <= counts[frequent] and _digits(rare) == _digits(frequent)
+    }  # fmt: skip
+    return sorted(pairs)
+
+
+def _digits(name: str) -> str:
+    return "".join(filter(str.isdigit, name))
+
+
 def check_column(split: Dataset | IterableDataset, name: str, key: str, column: str) -> None:
     """Raise `DataError` if a split does not have a column.
 
@@ -288,7 +322,10 @@ def encode_labels(
         if None in values:
             missing = sum(value is None for value in values)
             row = row_of(role, values.index(None))
-            raise DataError(f"Split '{names[role]}', row {row}: the label is missing ({missing:,} such rows).")
+            raise DataError(
+                f"Split '{names[role]}', row {row}: the label is missing ({counted(missing, 'such row')}). Remove or"
+                " label these rows."
+            )
     if isinstance(feature, ClassLabel):
         labels = list(map(normalized, feature.names))
         encoded = {role: np.asarray(values, dtype=np.int64) for role, values in raw_labels.items()}

@@ -38,6 +38,7 @@ from hfvit.data.folders import (
     select_images,
 )
 from hfvit.data.multilabel import flag_columns
+from hfvit.data.open_image import formats
 from hfvit.data.references import check_cards, check_saved
 from hfvit.data.tables import (
     LABEL_NAMES,
@@ -216,6 +217,7 @@ def open_local(data: DataArguments) -> LocalData | None:
         there = f"found: {shortened([file.name for file in files], 3)}" if files else "the folder is empty"
         raise DataError(
             f"dataset_name: no images, tables or archives in {data.dataset_name} ({left_out.describe() or there})."
+            f" Supported images: {', '.join(formats())}."
         )
     if metadata:
         return _open_metadata(data, files, metadata, left_out, empty)

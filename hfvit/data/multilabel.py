@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, LargeList, 
 from hfvit.data.labels import CLASS_TYPES, SEPARATORS, check_column, column_values, encode_labels
 from hfvit.errors import DataError
 from hfvit.recipe.arguments import MULTI_LABEL
-from hfvit.utils.formatting import shortened
+from hfvit.utils.formatting import counted, shortened
 
 FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 FLAG_TYPES = ("bool", "int", "uint", "float", "double", "string", "large_string")
@@ -183,7 +183,7 @@ class MultiLabel:
         return stratified_rows(targets, fraction, seed)
 
     def folds(self, targets: np.ndarray, count: int, seed: int) -> list[np.ndarray]:
-        """Divide rows into folds by iterative stratification, one fold after the other.
+        """Divide rows into folds by iterative stratification.
 
         Args:
             targets: 0/1 targets `(rows, classes)`.
@@ -191,18 +191,12 @@ class MultiLabel:
             seed: seed of the selection.
 
         Returns:
-            The rows of each fold, see `stratified_rows`.
+            The rows of each fold, see `stratified_folds`.
 
         Raises:
             ValueError: there are too few images.
         """
-        rest = np.arange(len(targets))
-        folds = []
-        for left in range(count, 1, -1):
-            kept, held_out = stratified_rows(targets[rest], 1 / left, seed + len(folds))
-            folds.append(rest[held_out])
-            rest = rest[kept]
-        return [*folds, rest]
+        return stratified_folds(targets, count, seed)
 
     def _flags(self, rows: list[list], name: str) -> list[list[int]]:
         """Convert rows of 0/1 columns to class indices."""
@@ -213,7 +207,7 @@ class MultiLabel:
                 column = self.columns[flags.index(None)]
                 value = row[flags.index(None)]
                 what = "the label is missing" if value is None else f"{value!r} is neither 0 nor 1"
-                raise DataError(f"Split '{name}', row {number}: {what} in label column '{column}'.")
+                raise DataError(f"Split '{name}', row {number}: {what} in label column '{column}'. Write 0 or 1.")
             found.append([index for index, flag in enumerate(flags) if flag])
         return found
 
@@ -244,7 +238,10 @@ class MultiLabel:
 def _check_not_missing(rows: list, name: str) -> None:
     missing = [row for row, value in enumerate(rows) if value is None]
     if missing:
-        raise DataError(f"Split '{name}', row {missing[0]}: the label is missing ({len(missing):,} such rows).")
+        raise DataError(
+            f"Split '{name}', row {missing[0]}: the label is missing ({counted(len(missing), 'such row')}). Remove or"
+            " label these rows."
+        )
 
 
 def _width(lists: dict[str, list[list]]) -> int | None:
@@ -342,5 +339,28 @@ def stratified_rows(targets: np.ndarray, fraction: float, seed: int) -> tuple[np
         room[part[row]] -= 1
     kept, held_out = np.flatnonzero(part == 0), np.flatnonzero(part == 1)
     if not len(kept) or not len(held_out):
-        raise ValueError("each class has only one image")
+        raise ValueError("each class has only one image or group")
     return kept, held_out
+
+
+def stratified_folds(targets: np.ndarray, count: int, seed: int) -> list[np.ndarray]:
+    """Divide rows into folds by iterative stratification, one fold after the other.
+
+    Args:
+        targets: 0 and 1, `(rows, classes)`.
+        count: number of folds.
+        seed: seed of the order of the rows.
+
+    Returns:
+        The rows of each fold, see `stratified_rows`.
+
+    Raises:
+        ValueError: there are too few rows.
+    """
+    rest = np.arange(len(targets))
+    folds = []
+    for left in range(count, 1, -1):
+        kept, held_out = stratified_rows(targets[rest], 1 / left, seed + len(folds))
+        folds.append(rest[held_out])
+        rest = rest[kept]
+    return [*folds, rest]

@@ -42,6 +42,13 @@ EXIF_ORIENTATION = 0x0112
 START_OF_SCAN = b"\xff\xda"  # JPEG marker; it does not occur in image data, where 0xFF is followed by 0
 
 
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+class UnsupportedTiffError(UnidentifiedImageError):
+    """Error for a TIFF file with bands or values that Pillow does not read, such as multispectral images."""
+
+
 class ImageLimitError(ValueError):
     """Error for an image file that exceeds one of its `ImageLimits`."""
 
@@ -126,6 +133,14 @@ def open_image(source: bytes | str | Path, limits: ImageLimits = DEFAULT_LIMITS)
             image = Image.open(file, formats=formats())
         except Image.DecompressionBombError as error:  # above twice Image.MAX_IMAGE_PIXELS
             raise ImageLimitError(one_line(error)) from None
+        except UnidentifiedImageError:
+            file.seek(0)
+            if file.read(4) not in TIFF_STARTS:
+                raise
+            raise UnsupportedTiffError(
+                "a TIFF file with bands or values that Pillow does not read, such as a multispectral image. Convert it"
+                " to RGB with 8 bits"
+            ) from None
         with image:
             limits.check_size(image.width, image.height)
             if limits.max_scans is not None and image.format in ("JPEG", "MPO"):
@@ -148,7 +163,7 @@ def orientation(image: Image.Image) -> int:
 
 def image_error_reason(error: Exception) -> str:
     """Describe an exception of `open_image` or of a decoder."""
-    if isinstance(error, ImageLimitError):
+    if isinstance(error, ImageLimitError | UnsupportedTiffError):
         return str(error)
     if isinstance(error, UnidentifiedImageError):
         return f"not a readable image ({type(error).__name__}: in none of the formats {', '.join(formats())})"

@@ -16,6 +16,7 @@ from PIL import Image as PILImage
 
 from hfvit.data.decode import unreadable_rows
 from hfvit.data.folders import BAD_IMAGE, canonical_split, no_split_error
+from hfvit.data.groups import joined_with_files, number_groups, targets_of_groups, usual_group_column
 from hfvit.data.labels import (
     SingleLabel,
     as_in_training,
@@ -28,7 +29,7 @@ from hfvit.data.labels import (
     targets_of,
 )
 from hfvit.data.local import LocalData, open_local
-from hfvit.data.multilabel import MultiLabel, flag_columns, list_item
+from hfvit.data.multilabel import MultiLabel, flag_columns, list_item, stratified_folds, stratified_rows
 from hfvit.data.references import check_cards
 from hfvit.data.tables import LABEL_NAMES, as_images, root_cause, split_columns, usual_columns
 from hfvit.errors import DataError, RecipeError, nearest, one_line, printable
@@ -98,7 +99,8 @@ def find_labels(
         try:
             columns = [find_label_column(split.features)]
         except DataError as error:
-            columns = _only_flags(split, (image_column, data.text_column if data else None), error)
+            others = (data.text_column, data.group_column) if data else ()
+            columns = _only_flags(split, (image_column, *others), error)
     several = len(columns) > 1 or list_item(split.features.get(columns[0])) is not None
     if several and problem_type == SINGLE_LABEL:
         raise DataError(
@@ -308,6 +310,8 @@ def load_whole_splits(data: DataArguments, seed: int = 42, local: LocalData | No
     class_names = read_class_names(data)
     raw_labels = labels_as_in_training(kind, raw_labels, loaded, names, class_names)
     labels, targets = kind.encode(features, raw_labels, names, class_names)
+    groups = number_groups(loaded, names, data.group_column) if data.group_column else {}
+    usual_group = usual_group_column(loaded["train"]) if not data.group_column else None
     commit = dataset_commit(file["filename"] for file in loaded["train"].cache_files)
     loaded = {role: standardize(split, image_column, targets[role], text_column) for role, split in loaded.items()}
     left_out = {role: _left_out(local, names[role]) for role in loaded}
@@ -320,7 +324,18 @@ def load_whole_splits(data: DataArguments, seed: int = 42, local: LocalData | No
     _warn_about_shared_files(loaded, files)
     whole = dict(loaded)
     sources = {role: names[role] for role in loaded}
-    held_out = _hold_out_splits(data, seed, local, loaded, names, kind, files["train"])
+    units = files["train"]
+    if groups:
+        groups = {role: numbers[read_column(loaded[role], "row").to_numpy()] for role, numbers in groups.items()}
+        _warn_about_shared_groups(str(data.group_column), groups)
+        units = joined_with_files(groups["train"], units)
+    held_out = _hold_out_splits(data, seed, local, loaded, names, kind, units)
+    if held_out and usual_group:
+        logger.warning(
+            "%s: images with the same value of column '%s' may be in training and held-out images, so that results are"
+            " too good. Pass --group_column %s to hold them out together.",
+            " and ".join(held_out), usual_group, usual_group,
+        )  # fmt: skip
     for role in held_out:
         sources[role] = data.train_split
         whole[role] = whole["train"]
@@ -556,12 +571,12 @@ def _hold_out_splits(
     loaded: dict[str, Dataset],
     names: dict[str, str],
     kind: SingleLabel | MultiLabel,
-    files: np.ndarray,
+    units: np.ndarray,
 ) -> dict[str, float]:
     """Hold out validation and test images if the data set has no such splits.
 
     The choice depends only on the data and the seed, not on whether the test images are used. Rows of the same file
-    stay together.
+    or group stay together.
 
     Args:
         data: data options of the recipe.
@@ -570,28 +585,38 @@ def _hold_out_splits(
         loaded: splits by role, changed in place.
         names: names of the splits by role, changed in place.
         kind: labels from `find_labels`, for the stratification.
-        files: number of the file of each training row.
+        units: number of the file or group of each training row.
 
     Returns:
         The fraction of the training split by role.
     """
     fractions = _held_out_fractions(data, local, loaded)
     whole = loaded["train"]
-    all_files = files
+    all_units = units
     for role, fraction in fractions.items():
         train = loaded["train"]
-        first, file = _first_rows(files)
         remaining = 1.0 if len(fractions) == 1 or role == "validation" else 1 - fractions["validation"]
+        targets = targets_of(train)
         try:
-            _, held_out = kind.hold_out(targets_of(train)[first], fraction / remaining, seed)
+            if data.group_column:
+                unit, group_targets = targets_of_groups(targets, units)
+                _, held_out = stratified_rows(group_targets, fraction / remaining, seed)
+            else:
+                first, unit = _first_rows(units)
+                _, held_out = kind.hold_out(targets[first], fraction / remaining, seed)
         except ValueError as error:
             raise DataError(
                 f"{role}_fraction: no image of split '{data.train_split}' can be held out, because {error}"
                 f" ({len(train)} images). Add images, or pass a {role}_split."
             ) from None
-        is_held_out = np.isin(file, held_out)
+        is_held_out = np.isin(unit, held_out)
+        if data.group_column:
+            logger.info(
+                "%s: %d of %d images are held out, those of %d of %d groups",
+                role, is_held_out.sum(), len(train), len(held_out), len(group_targets),
+            )  # fmt: skip
         loaded["train"] = train.select(np.flatnonzero(~is_held_out))
-        files = files[~is_held_out]
+        units = units[~is_held_out]
         loaded[role] = train.select(np.flatnonzero(is_held_out))
         names[role] = f"{data.train_split}, {fraction:g}{HELD_OUT}"
     if data.fold is not None:
@@ -600,7 +625,7 @@ def _hold_out_splits(
         if "test" in fractions:
             rest = ~_is_in(whole, loaded["test"])
         loaded["train"], loaded["validation"] = _hold_out_fold(
-            data, seed, whole.select(np.flatnonzero(rest)), kind, all_files[rest]
+            data, seed, whole.select(np.flatnonzero(rest)), kind, all_units[rest]
         )
         names["validation"] = f"{data.train_split}, fold {data.fold} of {data.folds}{HELD_OUT}"
         fractions["validation"] = 1 / data.folds
@@ -652,7 +677,7 @@ def _is_in(split: Dataset, other: Dataset) -> np.ndarray:
 
 
 def _hold_out_fold(
-    data: DataArguments, seed: int, split: Dataset, kind: SingleLabel | MultiLabel, files: np.ndarray
+    data: DataArguments, seed: int, split: Dataset, kind: SingleLabel | MultiLabel, units: np.ndarray
 ) -> tuple[Dataset, Dataset]:
     """Return the images outside and inside the fold of a recipe.
 
@@ -661,17 +686,22 @@ def _hold_out_fold(
         seed: seed of the folds.
         split: images of all folds.
         kind: labels from `find_labels`, for the stratification.
-        files: number of the file of each row.
+        units: number of the file or group of each row.
     """
-    first, file = _first_rows(files)
+    targets = targets_of(split)
     try:
-        held_out = kind.folds(targets_of(split)[first], data.folds, seed)[data.fold]
+        if data.group_column:
+            unit, group_targets = targets_of_groups(targets, units)
+            held_out = stratified_folds(group_targets, data.folds, seed)[data.fold]
+        else:
+            first, unit = _first_rows(units)
+            held_out = kind.folds(targets[first], data.folds, seed)[data.fold]
     except ValueError as error:
         raise DataError(
             f"folds: split '{data.train_split}' cannot be divided into {data.folds} folds ({one_line(error)}). Use"
             " fewer folds."
         ) from None
-    is_held_out = np.isin(file, held_out)
+    is_held_out = np.isin(unit, held_out)
     return split.select(np.flatnonzero(~is_held_out)), split.select(np.flatnonzero(is_held_out))
 
 
@@ -739,6 +769,23 @@ def _warn_about_shared_files(splits: Mapping[str, Dataset], files: Mapping[str, 
                 len(split),
                 _file_name(split, shared[0]),
             )
+
+
+def _warn_about_shared_groups(column: str, groups: Mapping[str, np.ndarray]) -> None:
+    """Warn about groups that are in `train` and another split.
+
+    Args:
+        column: column of the groups.
+        groups: number of each row's group by role.
+    """
+    for role, numbers in groups.items():
+        shared = int(np.isin(numbers, groups["train"]).sum()) if role != "train" else 0
+        if shared:
+            logger.warning(
+                "%s: %d of %d rows have a value of column '%s' that is in the training split, too. Its results are too"
+                " good.",
+                role, shared, len(numbers), column,
+            )  # fmt: skip
 
 
 def _file_name(split: Dataset, row: int) -> str:

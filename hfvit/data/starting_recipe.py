@@ -1,5 +1,6 @@
 """Create the starting recipe of `hfvit train DATASET`."""
 
+import logging
 import os
 import tempfile
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from hfvit.recipe.starting import DataSize, starting_recipe
 from hfvit.utils.checks import SAVE_DATASET, check_name
 from hfvit.utils.files import expand_user
 from hfvit.utils.hub_ids import is_hub_id, is_local
+from hfvit.utils.quiet import log_level, quiet_run
 
 FROM_SCRATCH = "__from_scratch"  # the option, with underscores instead of dashes
 STARTING_RECIPE = "starting_recipe.yaml"
@@ -137,11 +139,14 @@ def load_starting_recipe(dataset: str, options: list[str], from_scratch: bool = 
         given = load_recipe([str(path), *options])
         if given.data.streaming:
             raise RecipeError("--streaming: not available with a data set instead of a recipe. Pass a recipe.")
-        opened = open_data(given.data, given.training.seed)
+        # The training logs the same warnings again.
+        with quiet_run(given.training.verbose, with_bars=True), log_level("hfvit", logging.ERROR):
+            opened = open_data(given.data, given.training.seed)
+            size = data_size(opened)
         has_gpu, has_bf16 = accelerator()
         has_gpu &= not given.training.use_cpu
         values = starting_recipe(
-            data_size(opened), dataset, has_gpu=has_gpu, has_bf16=has_gpu and has_bf16, from_scratch=from_scratch
+            size, dataset, has_gpu=has_gpu, has_bf16=has_gpu and has_bf16, from_scratch=from_scratch
         )
         path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
         recipe = load_recipe([str(path), *options])

@@ -6,6 +6,7 @@ import csv
 import glob
 import io
 import os
+import re
 import stat
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
@@ -21,7 +22,7 @@ from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Valu
 
 from hfvit.data.folders import File, canonical_split, extension, splits_of_paths
 from hfvit.data.references import ALLOW, leads_outside
-from hfvit.errors import DataError, HFViTError, one_line
+from hfvit.errors import DataError, HFViTError, one_line, printable
 from hfvit.utils.files import expand_user
 from hfvit.utils.formatting import counted, shortened
 
@@ -151,14 +152,16 @@ def _read_csv(file: File, label_columns: Collection[str]) -> Dataset:
     try:
         text = Path(file.path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"dataset_name: {file.path} is not UTF-8 text ({one_line(error)}).") from None
-    head = text.partition("\n")[0]
-    marks = "\t" if extension(file.path) == ".tsv" else ",\t;"
-    delimiter = next((mark for mark in marks if mark in head), marks[0])
+        raise DataError(
+            f"dataset_name: {file.path} is not UTF-8 text ({one_line(error)}). Save it as UTF-8, in Excel as 'CSV"
+            " UTF-8'."
+        ) from None
     try:
-        rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True) if row]
+        text, delimiter = _delimiter(text, "\t" if extension(file.path) == ".tsv" else ",\t;")
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
     except csv.Error as error:
         raise DataError(f"dataset_name: cannot read {file.path} ({one_line(error)}).") from None
+    rows = _without_empty_cells(rows)
     if len(rows) < 2:
         raise DataError(f"dataset_name: {file.path} must have a header and at least one row, got {len(rows)} lines.")
     header, *rows = rows
@@ -180,6 +183,31 @@ def _read_csv(file: File, label_columns: Collection[str]) -> Dataset:
         }
     )
     return Dataset(table, fingerprint=fingerprint([file]))
+
+
+def _delimiter(text: str, marks: str) -> tuple[str, str]:
+    """Return the text of a CSV file without Excel's line `sep=;`, and its delimiter.
+
+    Args:
+        text: content of the file.
+        marks: possible delimiters. The one that divides the header into the most columns is chosen.
+    """
+    declared = re.match(r"sep=(.)\r?\n", text)
+    if declared:
+        return text[declared.end() :], declared[1]
+    return text, max(marks, key=lambda mark: len(next(csv.reader(io.StringIO(text, newline=""), delimiter=mark), ())))
+
+
+def _without_empty_cells(rows: list[list[str]]) -> list[list[str]]:
+    """Remove rows without any value, and the last columns if they have none.
+
+    Spreadsheets write them for cells that were cleared.
+    """
+    rows = [row for row in rows if any(cell.strip() for cell in row)]
+    columns = max((index + 1 for row in rows for index, cell in enumerate(row) if cell.strip()), default=0)
+    if rows and all(len(row) == len(rows[0]) for row in rows):
+        rows = [row[:columns] for row in rows]
+    return rows
 
 
 def _label_names(columns: Iterable[str], label_columns: Collection[str]) -> set[str]:
@@ -407,6 +435,8 @@ def _check_no_nulls(dataset: Dataset, column: str, split: str) -> None:
 
 def _is_null(images: pa.Array) -> np.ndarray:
     nulls = np.asarray(images.is_null())
+    if pa.types.is_string(images.type) or pa.types.is_large_string(images.type):
+        return nulls | np.asarray(pa.compute.equal(pa.compute.utf8_trim_whitespace(images.fill_null("")), ""))
     if not pa.types.is_struct(images.type):
         return nulls
     parts = [images.field(index).is_null() for index in range(images.type.num_fields)]  # `bytes`, `path` or both
@@ -443,8 +473,8 @@ def _with_paths(
             raise DataError(f"Split '{split}', row {row}: {column} {path!r} {error}") from None
     if missing:
         row, path = missing[0]
-        below = _folder_of(path, folder)
-        hint = f"; use {below}/{path}" if below else ""
+        similar = _similar_path(path, folder)
+        hint = f"; use {printable(similar)}" if similar else ""
         raise DataError(
             f"Split '{split}', row {row}: no file {path!r} in {folder} ({counted(len(missing), 'such row')}). Paths in"
             f" column '{column}' must be relative to the file of the table{hint}."
@@ -467,13 +497,27 @@ def _with_paths(
     return Dataset(table.cast(features.arrow_schema), datasets.DatasetInfo(features=features), fingerprint=known)
 
 
-def _folder_of(path: str, folder: str | None) -> str | None:
-    """Return the name of the subfolder of `folder` that contains `path`, if one does."""
-    if folder is None or os.path.isabs(path) or ".." in path.split("/"):
+def _similar_path(path: str, folder: str | None) -> str | None:
+    """Return the path of a file that a wrong path may mean, None without one.
+
+    The file is in a subfolder of `folder`, or its name differs in case or in the extension only.
+    """
+    if folder is None or leads_outside(path):
         return None
+    path = path.strip().replace("\\", "/")
+    parent, name = os.path.split(path)
+    name = name.lower()
+    stem = os.path.splitext(name)[0]
     with suppress(OSError, ValueError):
         below = (entry.name for entry in os.scandir(folder) if entry.is_dir())
-        return next((name for name in sorted(below) if os.path.isfile(os.path.join(folder, name, path))), None)
+        found = next((entry for entry in sorted(below) if os.path.isfile(os.path.join(folder, entry, path))), None)
+        if found:
+            return f"{found}/{path}"
+        there = sorted(entry.name for entry in os.scandir(os.path.join(folder, parent)) if entry.is_file())
+        same = [entry for entry in there if entry.lower() == name]
+        same = same or [entry for entry in there if os.path.splitext(entry.lower())[0] in (name, stem)]
+        if same:
+            return os.path.join(parent, same[0])
     return None
 
 
@@ -494,10 +538,21 @@ class PathResolver:
     def resolve(self, path: str) -> tuple[str, os.stat_result]:
         """Return the path and the status of a regular file.
 
+        If there is no such file, spaces around the path are removed, and `\\` is read as `/`.
+
         Raises:
             ValueError: the path is not allowed; the message is a predicate, such as "is a URL".
             FileNotFoundError: the file does not exist.
         """
+        try:
+            return self._resolve(path)
+        except FileNotFoundError:
+            posix = path.strip().replace("\\", "/")
+            if posix in ("", path):
+                raise
+            return self._resolve(posix)
+
+    def _resolve(self, path: str) -> tuple[str, os.stat_result]:
         if "://" in path or path.startswith("data:"):
             raise ValueError(f"is a URL, but images must be files in {self.folder}.")
         if self.folder is None and not (self.allow_outside and os.path.isabs(path)):

@@ -122,7 +122,8 @@ class Comparison:
             lines.append(f"gate     {requirement}: {'passed' if self.passed else 'FAILED'}")
         if self.metrics is not None:
             shown = {*_SHOWN_BY_ROWS, score.name}
-            others = [f"{name} {value}" for name, value in self.metrics.columns().items() if name not in shown]
+            columns = self.metrics.columns() | self.metrics.further_columns()
+            others = [f"{name} {value}" for name, value in columns.items() if name not in shown]
             lines.append(f"metrics  {', '.join(others)}{' (reference)' if len(self.rows) > 1 else ''}")
         lines += [f"warning  {warning}" for warning in self.warnings]
         return "\n".join(map(printable, lines))

@@ -66,7 +66,7 @@ def train_linear_probe(trainer: HFViTTrainer, arguments: FinetuningArguments) ->
     solver = solve if training.labels.ndim == 1 else solve_one_vs_rest
     solutions = solver(features, training.labels, len(labels), values, arguments.class_balance)
     metric = (trainer.args.metric_for_best_model or trainer.task.default_metric).removeprefix("eval_")
-    compute_metrics = trainer_metrics(trainer.task, labels)
+    compute_metrics = trainer_metrics(trainer.task, labels, metric=metric)
     scores = [
         compute_metrics(EvalPrediction(validation_features @ weight.T + bias, trainer.eval_dataset.labels))
         for weight, bias in solutions

@@ -9,12 +9,12 @@ import numpy as np
 from transformers import PreTrainedConfig
 
 from hfvit.artifacts.run_sections import MultiLabelMetrics, OutOfDistribution, SplitMetrics, Temperature, Thresholds
-from hfvit.errors import NonFiniteLossError
+from hfvit.errors import DataError, NonFiniteLossError
 from hfvit.metrics.classification import classification_metrics
 from hfvit.metrics.multilabel import fit_thresholds, multilabel_metrics, multilabel_scalars, probabilities_of
 from hfvit.metrics.out_of_distribution import fit_out_of_distribution
 from hfvit.metrics.temperature import calibrate
-from hfvit.recipe.arguments import MULTI_LABEL, MULTI_LABEL_METRICS, SCALAR_METRICS, SINGLE_LABEL
+from hfvit.recipe.arguments import MULTI_LABEL, MULTI_LABEL_METRICS, RANKING_METRICS, SCALAR_METRICS, SINGLE_LABEL
 
 logger = logging.getLogger(__name__)
 
@@ -27,21 +27,29 @@ class Task(ABC):
     Attributes:
         problem_type: value of the configuration's `problem_type`.
         scalar_metrics: names of the metrics that the Trainer logs.
+        ranking_metrics: names of metrics that it logs if one of them selects the best checkpoint.
         default_metric: metric that selects the best checkpoint.
     """
 
     problem_type: ClassVar[str]
     scalar_metrics: ClassVar[tuple[str, ...]]
+    ranking_metrics: ClassVar[tuple[str, ...]] = ()
     default_metric: ClassVar[str]
 
     @abstractmethod
-    def scalars(self, logits: np.ndarray, targets: np.ndarray, names: list[str]) -> dict[str, float]:
+    def scalars(
+        self, logits: np.ndarray, targets: np.ndarray, names: list[str], ranked: bool = False
+    ) -> dict[str, float]:
         """Compute the scalar metrics, with thresholds of 0.5 for several labels.
 
         Args:
             logits: `(images, classes)`.
             targets: class indices `(images,)`, or 0 and 1 `(images, classes)`.
             names: class names, in the order of the logits.
+            ranked: compute `ranking_metrics`, too.
+
+        Raises:
+            DataError: `ranking_metrics` are not defined, since the images have one class.
         """
 
     @abstractmethod
@@ -78,11 +86,19 @@ class SingleLabelTask(Task):
 
     problem_type = SINGLE_LABEL
     scalar_metrics = SCALAR_METRICS
+    ranking_metrics = RANKING_METRICS
     default_metric = "accuracy"
 
-    def scalars(self, logits, targets, names):
-        computed = classification_metrics(logits, targets, names, ranked=False)
-        return {key: computed[key] for key in SCALAR_METRICS}
+    def scalars(self, logits, targets, names, ranked=False):
+        computed = classification_metrics(logits, targets, names, ranked=ranked)
+        chosen = (*SCALAR_METRICS, *RANKING_METRICS) if ranked else SCALAR_METRICS
+        missing = [key for key in chosen if computed[key] is None]
+        if missing:
+            raise DataError(
+                f"metric_for_best_model: {missing[0]} cannot be computed for {len(targets):,} images of"
+                f" {len(np.unique(targets))} of {len(names):,} classes. Choose one of {', '.join(SCALAR_METRICS)}."
+            )
+        return {key: computed[key] for key in chosen}
 
     def metrics(self, logits, targets, names, thresholds=None):
         check_finite(logits)
@@ -103,7 +119,7 @@ class MultiLabelTask(Task):
     scalar_metrics = MULTI_LABEL_METRICS
     default_metric = "map"
 
-    def scalars(self, logits, targets, names):
+    def scalars(self, logits, targets, names, ranked=False):
         return multilabel_scalars(logits, targets)
 
     def metrics(self, logits, targets, names, thresholds=None):
@@ -146,19 +162,23 @@ def check_finite(logits: np.ndarray) -> None:
         )
 
 
-def trainer_metrics(task: Task, names: list[str], compute_metrics: Callable | None = None) -> Callable:
+def trainer_metrics(
+    task: Task, names: list[str], compute_metrics: Callable | None = None, metric: str | None = None
+) -> Callable:
     """Create `compute_metrics` of a Trainer from hfvit's and the user's metrics.
 
     Args:
         task: task of the model.
         names: class names, in the order of the logits.
         compute_metrics: function `EvalPrediction -> dict` of the user. Default: only hfvit's metrics.
+        metric: `metric_for_best_model`; for one of `ranking_metrics`, these are computed, too.
     """
+    ranked = bool(task.ranking_metrics) and (metric or "").endswith(task.ranking_metrics)
 
     def compute(prediction) -> dict[str, float]:
         if count := not_finite(prediction.predictions):
             logger.warning("The logits of %d images of an evaluation are NaN or infinite", count)
-        own = task.scalars(prediction.predictions, prediction.label_ids, names)
+        own = task.scalars(prediction.predictions, prediction.label_ids, names, ranked)
         return own | (compute_metrics(prediction) if compute_metrics else {})
 
     return compute

@@ -37,6 +37,7 @@ WEIGHT_ARGS = (
 
 # Metrics with one number, for training curves and metric_for_best_model.
 SCALAR_METRICS = ("accuracy", "top5_accuracy", "macro_f1", "loss", "ece", "balanced_accuracy", "mcc")
+RANKING_METRICS = ("auc", "average_precision")  # only logged where metric_for_best_model is one, as they take longer
 MULTI_LABEL_METRICS = ("map", "micro_f1", "macro_f1", "exact_match", "loss")  # of multi-label data
 
 
@@ -108,6 +109,11 @@ class DataArguments:
         None,
         "Separator of labels in a column of strings, such as '|'. Default: with"
         f" problem_type={MULTI_LABEL} the one of | ; , that occurs.",
+    )
+    group_column: str | None = _field(
+        None,
+        "Name of the column with the group of each image, such as the patient. Images of a group are held out"
+        " together, also in folds.",
     )
     text_column: str | None = _field(
         None, "Name of the column with a text for each image. Only used with text_encoder."
@@ -283,6 +289,8 @@ class DataArguments:
             raise RecipeError("streaming: requires validation_split, as no fraction can be held out of a stream.")
         if self.problem_type == MULTI_LABEL or self.label_separator or len(self.label_columns) > 1:
             raise RecipeError("streaming: not available with several labels per image. Set streaming to false.")
+        if self.group_column:
+            raise RecipeError("group_column: not available with streaming, which holds out no images. Omit it.")
         if self.on_bad_image == "skip":
             raise RecipeError("on_bad_image: must be error with streaming, got 'skip'.")
         for key in ("train_split", "validation_split", "test_split"):
@@ -544,8 +552,8 @@ class TrainerArguments:
     )
     metric_for_best_model: str | None = _field(
         "accuracy",
-        f"Validation metric that selects the best checkpoint: {', '.join(SCALAR_METRICS)}. With several labels"
-        f" per image: {', '.join(MULTI_LABEL_METRICS)} (map instead of accuracy).",
+        f"Validation metric that selects the best checkpoint: {', '.join((*SCALAR_METRICS, *RANKING_METRICS))}. With"
+        f" several labels per image: {', '.join(MULTI_LABEL_METRICS)} (map instead of accuracy).",
     )
     load_best_model_at_end: bool = _field(True, "End with the weights of the best checkpoint, not the last one.")
     logging_steps: float = _field(500, "Optimizer steps between logged losses; below 1 a fraction of the run.")

@@ -26,6 +26,7 @@ _NAMES_OF = {
     "dataset_name": "data data_dir data_root dataset train_dir validation_dir val_dir train_csv val_csv",
     "image_column": "image_column_name csv_image_column input_key",
     "label_column": "label_column_name csv_label_column target_key",
+    "group_column": "groups group patient_id",
     "label_separator": "label_delimiter",
     "class_names": "classes class_map names",
     "problem_type": "task classification_task",

@@ -20,7 +20,7 @@ from transformers.training_args import OptimizerNames
 from transformers.utils import is_torch_tf32_available
 
 from hfvit.errors import RecipeError, nearest, one_line
-from hfvit.recipe.arguments import MULTI_LABEL_METRICS, SCALAR_METRICS, RunArguments, TrainerArguments
+from hfvit.recipe.arguments import MULTI_LABEL_METRICS, RANKING_METRICS, SCALAR_METRICS, RunArguments, TrainerArguments
 from hfvit.recipe.optimizers import has_fallback, is_timm_optimizer, optimizer_factory, unknown_optimizer
 from hfvit.utils.credentials import mask_values
 from hfvit.utils.environment import cores_per_process, set_tf32
@@ -339,7 +339,7 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
                 raise RecipeError(f"{key}: unknown, got '{value}'.{allowed}")
         self._check_numbers()
         metric = self.metric_for_best_model
-        known = tuple(dict.fromkeys((*SCALAR_METRICS, *MULTI_LABEL_METRICS)))
+        known = tuple(dict.fromkeys((*SCALAR_METRICS, *RANKING_METRICS, *MULTI_LABEL_METRICS)))
         # `SPLIT_METRIC` of an `eval_dataset` with several splits, which only the trainer knows.
         suffixes = tuple(f"_{name}" for name in known)
         if metric is not None and metric not in known and not metric.endswith(suffixes):

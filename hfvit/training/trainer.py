@@ -159,7 +159,9 @@ class HFViTTrainer(Trainer):
             collate,
             train_dataset,
             eval_dataset,
-            compute_metrics=trainer_metrics(task_of(model.config), labels, compute_metrics),
+            compute_metrics=trainer_metrics(
+                task_of(model.config), labels, compute_metrics, args.metric_for_best_model
+            ),
             **kwargs,
         )
         self._evaluation_set = evaluation_set
@@ -205,7 +207,7 @@ class HFViTTrainer(Trainer):
 
         With several evaluation splits, their names precede those of the metrics, and the first one is the default.
         """
-        metrics, default = self.task.scalar_metrics, self.task.default_metric
+        metrics, default = (*self.task.scalar_metrics, *self.task.ranking_metrics), self.task.default_metric
         if isinstance(self.eval_dataset, dict):
             first = next(iter(self.eval_dataset))
             if self.args.metric_for_best_model in metrics:

@@ -1,6 +1,7 @@
 """Plain-text tables, durations and sizes."""
 
 from collections.abc import Sequence
+from unicodedata import combining, east_asian_width
 
 from hfvit.errors import printable
 
@@ -8,8 +9,18 @@ from hfvit.errors import printable
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Align cells, escaped for a terminal, in columns; returns one line per row."""
     rows = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    widths = [max(_columns(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(cell + " " * (width - _columns(cell)) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _columns(text: str) -> int:
+    """Return the number of columns of a text in a terminal, two for a Chinese, Japanese or Korean character."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1 for char in text)
 
 
 def duration(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """Decoding to RGB as transformers' `load_image`, and errors with split and row."""
 
 import io
+import struct
 
 import datasets
 import numpy as np
@@ -139,6 +140,20 @@ def test_image_size_of_a_png_with_its_orientation_behind_the_pixels():
 def test_image_size_of_a_png_does_not_decode_its_pixels():
     content = encoded(smooth_image(40, 80), "PNG")["bytes"]
     assert image_size({"bytes": content[:-40], "path": None}, "train", 0) == (40, 80)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_decode_of_tiff_whose_zero_is_white_is_inverted(dtype):
+    ramp = np.linspace(0, 1, 256).reshape(16, 16) * {"uint8": 255, "float32": 1}.get(dtype, 65535)
+    content = encoded(Image.fromarray(ramp.round(3).astype(dtype)), "TIFF")["bytes"]
+    black_is_zero = struct.pack("<HHIH", 262, 3, 1, 1)  # photometric interpretation
+    assert black_is_zero in content
+    inverted = content.replace(black_is_zero, struct.pack("<HHIH", 262, 3, 1, 0))
+    expected, found = (
+        np.asarray(decode({"bytes": one, "path": None}, "train", 0)).astype(int) for one in (content, inverted)
+    )
+    assert np.ptp(expected) == 255
+    np.testing.assert_array_equal(found, 255 - expected)
 
 
 @pytest.mark.parametrize("size", [(64, 48), (300, 320), (160, 40)])

@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 from datasets import Dataset
 from helpers.layouts import write_images, write_shard
@@ -94,6 +95,33 @@ def test_inspect_data_of_images_in_tables_names_rows(tmp_path):
     assert [group.kind for group in found.duplicates] == ["exact"]
     assert len(found.duplicates[0].images) == 8
     assert found.conflicts
+
+
+@pytest.mark.parametrize(("bits", "warns"), [(12, True), (16, False)])
+def test_inspect_data_of_16_bit_images_that_use_12_bits_warns(tmp_path, bits, warns):
+    generator = np.random.default_rng(0)
+    for number in range(40):
+        (tmp_path / "ab"[number % 2]).mkdir(exist_ok=True)
+        pixels = generator.integers(0, 2**bits, (16, 16)).astype(np.uint16)
+        Image.fromarray(pixels).save(tmp_path / "ab"[number % 2] / f"{number}.{['png', 'tif'][number // 2 % 2]}")
+    assert any("12-bit" in line for line in inspected(tmp_path).warnings) == warns
+
+
+def test_inspect_data_of_tiff_with_pages_counts_them(tmp_path):
+    write_images(tmp_path, {"a": 20, "b": 20})
+    pages = [Image.fromarray(np.random.default_rng(page).integers(0, 255, (16, 16), np.uint8)) for page in range(3)]
+    pages[0].save(tmp_path / "a/many.tif", save_all=True, append_images=pages[1:])
+    pages[1].save(tmp_path / "a/one.tif")
+    found = inspected(tmp_path)
+    assert not found.unreadable
+    assert next(line for line in found.warnings if "pages" in line).startswith("1 TIFF file ")
+
+
+def test_inspect_data_names_likely_typos(tmp_path):
+    counts = {"Acer rubrum": 20, "Acer rubum": 2, "Acer rubrun": 6, "zone 11": 20, "zone 12": 2, "cat": 20, "cap": 2}
+    found = inspected(write_images(tmp_path, counts), validation_fraction=0.1, test_fraction=0.0)
+    lines = [line for line in found.warnings if "typo" in line]
+    assert [line.startswith("1 class name ") and "'Acer rubum'" in line for line in lines] == [True]
 
 
 def test_inspect_data_counts_classes_without_images_and_imbalance(tmp_path):

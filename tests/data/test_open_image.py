@@ -23,7 +23,15 @@ from PIL import EpsImagePlugin, Image, features
 import hfvit.data.open_image
 from hfvit.cli import main
 from hfvit.data.decode import decode, find_images, image_size, read_bytes, read_image
-from hfvit.data.open_image import FORMATS, UPLOAD_LIMITS, ImageLimitError, ImageLimits, formats, open_image
+from hfvit.data.open_image import (
+    FORMATS,
+    UPLOAD_LIMITS,
+    ImageLimitError,
+    ImageLimits,
+    UnsupportedTiffError,
+    formats,
+    open_image,
+)
 from hfvit.errors import DataError
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n%%EOF\n"
@@ -296,3 +304,16 @@ def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
     found, wrong = find_images(["", "a.png"])
     assert found == ["a.png"]
     assert len(wrong) == 1
+
+
+def test_tiff_with_bands_that_pillow_lacks_says_so():
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "TIFF")
+    rgb = struct.pack("<HHIH", 262, 3, 1, 2)  # photometric interpretation
+    assert rgb in buffer.getvalue()
+    content = buffer.getvalue().replace(rgb, struct.pack("<HHIH", 262, 3, 1, 1))  # three bands of gray
+    with pytest.raises(UnsupportedTiffError), open_image(content):
+        pass
+    with pytest.raises(DataError, match="TIFF") as caught:
+        read_bytes(content, "bands.tif")
+    assert "JPEG2000" not in str(caught.value)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from helpers.layouts import archive_folder, write_images
@@ -39,6 +40,20 @@ def test_find_and_load_of_a_folder_lets_options_win(tmp_path):
     assert recipe.model.architecture
     assert recipe.data.validation_fraction == 0.3
     assert recipe.ignored is None
+
+
+def test_find_and_load_of_a_table_with_splits_shows_no_bars_of_datasets(tmp_path, capfd):
+    write_images(tmp_path, {"images": 12})
+    rows = "".join(f"images/{n}.png,{'ab'[n % 2]},{'train' if n < 8 else 'val'}\n" for n in range(12))
+    (tmp_path / "labels.csv").write_text(f"image,label,split\n{rows}")
+    were_disabled = datasets.are_progress_bars_disabled()
+    datasets.enable_progress_bars()
+    try:
+        find_and_load([str(tmp_path / "labels.csv"), "--from_scratch", "--output_dir", str(tmp_path / "out")])
+    finally:
+        if were_disabled:
+            datasets.disable_progress_bars()
+    assert "examples" not in capfd.readouterr().err
 
 
 def test_find_and_load_without_weights_and_network_names_the_options(tmp_path):

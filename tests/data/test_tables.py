@@ -573,6 +573,72 @@ def test_load_splits_of_csv_with_semicolons_and_byte_order_mark(tmp_path):
     assert load_splits(str(tmp_path / "t.csv")).labels == ["cat", "dog"]
 
 
+# (header, end of each row, end of the file, line end)
+SPREADSHEETS = {
+    "delimiter": ("image;label;notes, other", "", "", "\n"),
+    "declared delimiter": ("sep=;\r\nimage;label;x", "", "", "\r\n"),
+    "empty rows": ("image;label;x", "", "\n;;\n ;;\n", "\n"),
+    "empty columns": ("image;label;x;;", ";;", "", "\n"),
+    "carriage returns": ("image;label;x", "", "", "\r"),
+}
+
+
+@pytest.mark.parametrize("kind", SPREADSHEETS)
+def test_load_splits_of_csv_of_a_spreadsheet_equals_a_plain_one(tmp_path, kind):
+    header, row_end, end, line_end = SPREADSHEETS[kind]
+    rows = [f"{row['image']};{row['label']};1, 2{row_end}" for row in path_rows(tmp_path, COUNTS)]
+    (tmp_path / "t.csv").write_bytes((line_end.join([header, *rows]) + end).encode())
+    splits = load_splits(str(tmp_path / "t.csv"), test_split=None)
+    assert splits.labels == ["cat", "dog"]
+    assert splits.whole["train"]["label"][:] == [0] * 20 + [1] * 40
+
+
+@pytest.mark.parametrize("change", [lambda path: path.replace("/", "\\"), "{} ".format, " {}".format])
+@pytest.mark.parametrize("kind", KINDS)
+def test_load_splits_of_paths_with_backslashes_or_spaces_finds_the_files(tmp_path, kind, change):
+    rows = path_rows(tmp_path, COUNTS)
+    expected = paths(load_splits(str(write_table(tmp_path / f"a.{kind}", rows))), "train")
+    changed = [{**row, "image": change(row["image"])} for row in rows]
+    assert paths(load_splits(str(write_table(tmp_path / f"b.{kind}", changed))), "train") == expected
+
+
+def test_load_splits_of_a_path_with_a_backslash_in_its_name_takes_that_file(tmp_path):
+    rows = path_rows(tmp_path, COUNTS)
+    (tmp_path / "images\\cat-0.png").write_bytes(image_bytes(99))
+    rows[0]["image"] = "images\\cat-0.png"
+    splits = load_splits(str(write_table(tmp_path / "t.csv", rows)), test_split=None)
+    assert splits.whole["train"][0]["image"]["path"].endswith("images\\cat-0.png")
+
+
+OUTSIDE = ("..\\secret.png", "images\\..\\..\\secret.png", " ../secret.png", " {root}/secret.png")
+
+
+@pytest.mark.parametrize("path", OUTSIDE)
+def test_load_splits_of_paths_with_backslashes_or_spaces_stay_in_the_folder(tmp_path, path):
+    (tmp_path / "secret.png").write_bytes(image_bytes())
+    rows = path_rows(tmp_path / "set", COUNTS)
+    rows[4]["image"] = path.format(root=tmp_path)
+    with pytest.raises(DataError, match="row 4"):
+        load_splits(str(write_table(tmp_path / "set" / "t.csv", rows)))
+
+
+@pytest.mark.parametrize("given", ["images/CAT-0.PNG", "images/cat-0", "images/cat-0.jpg"])
+def test_load_splits_of_a_path_in_another_case_names_the_file(tmp_path, given):
+    rows = path_rows(tmp_path, COUNTS)
+    rows[0]["image"] = given
+    with pytest.raises(DataError) as caught:
+        load_splits(str(write_table(tmp_path / "t.csv", rows)))
+    assert_names(caught.value, "row 0", "images/cat-0.png")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_load_splits_of_empty_paths_counts_them(tmp_path, kind):
+    rows = path_rows(tmp_path, COUNTS)
+    rows[3]["image"], rows[7]["image"] = "", " "
+    with pytest.raises(DataError, match=r"'train', row 3: image is missing \(2 such"):
+        load_splits(str(write_table(tmp_path / f"t.{kind}", rows)))
+
+
 def test_load_splits_of_a_saved_dataset(tmp_path):
     write_images(tmp_path / "a", {"train/cat": 10, "train/dog": 10, "test/cat": 4, "test/dog": 4})
     loaded = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "a"))

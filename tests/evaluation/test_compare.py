@@ -288,6 +288,7 @@ def test_metrics_of_the_reference_equal_scikit_learns(graphs, colors):
     assert metrics.accuracy == comparison.rows[0].accuracy == (predicted == labels).mean()
     assert metrics.macro_f1 == pytest.approx(f1_score(labels, predicted, average="macro"))
     assert np.array_equal(metrics.confusion_matrix.dense(), confusion_matrix(labels, predicted))
+    assert f"{recall_score(labels, predicted, average='macro'):.4f}" in comparison.table()  # balanced accuracy
     assert [each.label for each in metrics.per_class] == LABELS
     lines = comparison.class_table().splitlines()
     assert len(lines) == 1 + len(LABELS)

@@ -176,6 +176,14 @@ def test_check_pixels_warns_of_unusual_values(caplog):
         check_pixels(images)
 
 
+@pytest.mark.parametrize(("levels", "warns"), [(15, True), (200, False)])
+def test_check_pixels_of_dark_images_warns(caplog, levels, warns):
+    images = torch.randint(0, levels, (8, 3, 16, 16)) / 255  # 15: 12 bits of a 16-bit image
+    with caplog.at_level(logging.WARNING):
+        check_pixels((images - 0.5) / 0.25)
+    assert bool(caplog.records) == warns
+
+
 def test_train_checks_its_first_batch(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.augmentation.scale = trainer.augmentation.scale * float("inf")

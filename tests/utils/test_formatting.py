@@ -1,8 +1,8 @@
-"""Numbers in messages."""
+"""Tables, and numbers in messages."""
 
 import pytest
 
-from hfvit.utils.formatting import counted
+from hfvit.utils.formatting import aligned, counted
 
 
 @pytest.mark.parametrize(
@@ -11,3 +11,8 @@ from hfvit.utils.formatting import counted
 )
 def test_counted_uses_the_plural_except_for_one(number, text):
     assert counted(number, "copy", "copies") == text
+
+
+@pytest.mark.parametrize(("name", "spaces"), [("water", 3), ("水体", 4), ("cafe\u0301", 4), ("forêt", 3)])
+def test_aligned_counts_the_columns_of_a_terminal(name, spaces):
+    assert aligned([("class", "images"), (name, "3"), ("meadow", "4")])[1] == f"{name}{' ' * spaces}3"
