@@ -32,6 +32,13 @@ END = "<!-- hfvit: end of generated text -->"
 HINT = "<!-- What is written above or below is kept; changes between the two marks are not. -->"
 # Metadata that hfvit sets: that of an earlier card is dropped, even if the new card has none.
 GENERATED_KEYS = ("library_name", "pipeline_tag", "tags", "datasets", "base_model", "metrics", "model-index")
+# Of these, those that hold for other weights, too.
+KIND_KEYS = ("library_name", "pipeline_tag")
+# Plots that the template refers to.
+CARD_PLOTS = (
+    "confusion_matrix", "per_class_recall", "two_classes", "reliability", "precision_recall", "average_precision",
+    "learning_curves",
+)  # fmt: skip
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", flags=re.DOTALL)
 # Cards of version 0.1 end with hashes of the generated text, by `metadata:KEY` and `section:TITLE`.
 _HASHES = re.compile(
@@ -88,6 +95,22 @@ def keep_user_parts(card: str, earlier: Sequence[str]) -> str:
     header = yaml.safe_dump(generated | metadata, sort_keys=False, allow_unicode=True)
     parts = [*before.values(), f"{START}\n{HINT}\n\n{text}\n\n{END}", *after.values()]
     return f"---\n{header}---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def remove_generated_text(card: str) -> str:
+    """Return what its user wrote of a card, an empty string if that is nothing.
+
+    A card without generated text is returned unchanged.
+    """
+    if START not in card and not _HASHES.search(card):
+        return card
+    parts = user_parts(card)
+    text = "\n\n".join(filter(None, (parts.before.strip(), parts.after.strip())))
+    metadata = {key: value for key, value in parts.metadata.items() if key not in GENERATED_KEYS}
+    if not text and not metadata:
+        return ""
+    metadata |= {key: parts.metadata[key] for key in KIND_KEYS if key in parts.metadata}
+    return f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n\n{text}\n"
 
 
 def _metadata(text: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import yaml
 from helpers.records import VERSION_0_1, make_record
 from huggingface_hub import ModelCard
 
-from hfvit.hub.model_card import END, START, keep_user_parts, render_card, user_parts
+from hfvit.hub.model_card import END, START, keep_user_parts, remove_generated_text, render_card, user_parts
 
 FIRST = "---\nlibrary_name: timm\ntags:\n- a\n---\n\n# x\n\n## Results\n\n90 %\n\n## Limits\n\nMany.\n"
 NEXT = "---\nlibrary_name: timm\ntags:\n- b\n---\n\n# x\n\n## Results\n\n91 %\n\n## Limits\n\nFew.\n"
@@ -105,6 +105,14 @@ def test_invalid_metadata_and_crlf_lose_no_text():
     card = keep_user_parts(FIRST, []).replace("- a", "- [") + f"\n{STORY}\n"
     assert around(keep_user_parts(NEXT, [card])) == ("", STORY)
     assert around(keep_user_parts(NEXT, [card.replace("\n", "\r\n")])) == ("", STORY)
+
+
+def test_remove_generated_text_keeps_what_users_wrote():
+    card = keep_user_parts(FIRST, [])
+    assert remove_generated_text(card) == ""
+    assert remove_generated_text(FIRST) == FIRST
+    edited = card.replace("library_name: timm", "library_name: timm\nlicense: mit") + f"\n{STORY}\n"
+    assert remove_generated_text(edited) == f"---\nlicense: mit\nlibrary_name: timm\n---\n\n{STORY}\n"
 
 
 def test_class_named_like_the_end_mark_is_escaped():
