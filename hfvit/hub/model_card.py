@@ -39,6 +39,13 @@ CARD_PLOTS = (
     "confusion_matrix", "per_class_recall", "two_classes", "reliability", "precision_recall", "average_precision",
     "learning_curves",
 )  # fmt: skip
+# Common licenses that the Hub knows by these identifiers; it refuses a card with an unknown one
+# (huggingface.co/docs/hub/repositories-licenses).
+HUB_LICENSES = (
+    "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "isc", "mpl-2.0", "gpl-3.0", "lgpl-3.0", "agpl-3.0",
+    "unlicense", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0",
+    "openrail", "gemma", "other", "unknown",
+)  # fmt: skip
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", flags=re.DOTALL)
 # Cards of version 0.1 end with hashes of the generated text, by `metadata:KEY` and `section:TITLE`.
 _HASHES = re.compile(
@@ -89,6 +96,8 @@ def keep_user_parts(card: str, earlier: Sequence[str]) -> str:
         metadata |= {key: value for key, value in parts.metadata.items() if key not in (*generated, *GENERATED_KEYS)}
         before = _merged(before, _sections(parts.before))
         after = _merged(after, _sections(parts.after))
+    if generated.get("license", "other") != "other":  # these are of another license
+        metadata = {key: value for key, value in metadata.items() if key not in ("license_name", "license_link")}
     text = card[front.end() :].strip()
     for mark in (START, END):  # in a name
         text = text.replace(mark, mark.replace("<!--", "<! --"))
@@ -283,7 +292,8 @@ def _card_metadata(record: RunRecord, name: str, has_onnx: bool) -> ModelCardDat
         tags += ["onnx", "transformers.js"]
     if isinstance(metrics, MultiLabelMetrics):
         tags.insert(1, "multi-label-image-classification")
-    license = model.base_license
+    license = model.base_license if re.fullmatch(r"[a-z0-9.\-]+", model.base_license or "") else None
+    is_known = license is None or license in HUB_LICENSES
     results = [
         EvalResult(
             task_type="image-classification",
@@ -301,7 +311,8 @@ def _card_metadata(record: RunRecord, name: str, has_onnx: bool) -> ModelCardDat
     return ModelCardData(
         model_name=printable(name),
         eval_results=results,
-        license=license if license and re.fullmatch(r"[a-z0-9.\-]+", license) else None,
+        license=license if is_known else "other",
+        license_name=None if is_known else license,
         library_name="hfvit" if model.texts else "timm",
         pipeline_tag=None if model.texts else "image-classification",
         tags=tags,

@@ -163,6 +163,29 @@ def test_version_0_1_card_with_damaged_hashes_loses_no_text(old, hashes):
     assert "The figures hold for images" in around(keep_user_parts(NEXT, [damaged]))[1]
 
 
+@pytest.mark.parametrize(
+    ("license", "expected"),
+    [
+        ("apache-2.0", {"license": "apache-2.0"}),
+        ("dinov3-license", {"license": "other", "license_name": "dinov3-license"}),
+        ("other", {"license": "other"}),
+        ("[markup](x)", {}),
+        (None, {}),
+    ],
+)
+def test_license_that_the_hub_does_not_know_is_named(license, expected):
+    record = make_record()
+    record.model.base_license = license
+    card = render_card(record, "x")
+    assert {key: value for key, value in metadata(card).items() if key.startswith("license")} == expected
+    linked = card.replace("---\n\n", "license_link: LICENSE\n---\n\n", 1)
+    kept = metadata(render_card(record, "x", earlier=[linked])).get("license_link")
+    assert kept == (None if license == "apache-2.0" else "LICENSE")
+    record.model.base_license = "mit"
+    again = metadata(render_card(record, "x", earlier=[linked]))
+    assert {key: value for key, value in again.items() if key.startswith("license")} == {"license": "mit"}
+
+
 def test_rendered_card_is_valid_with_its_marks():
     card = ModelCard(render_card(make_record(), "x", earlier=[f"---\nlicense: mit\n---\n{STORY}\n"]))
     assert card.data.license == "mit"
