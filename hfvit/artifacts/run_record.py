@@ -347,7 +347,10 @@ def read_examples(output_dir: str | Path, examples: ExampleImages | None) -> dic
 
 
 def _array_bytes(file: np.lib.npyio.NpzFile, name: str) -> int:
-    """Return the size of an array without reading it; a small file can expand to any size."""
+    """Return the size of an array without reading it.
+
+    A small file can expand to any size.
+    """
     with file.zip.open(f"{name}.npy") as member:
         if np.lib.format.read_magic(member) != (1, 0):  # later versions have headers of up to 4 GiB
             raise ValueError("not written by hfvit")

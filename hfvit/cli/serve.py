@@ -96,9 +96,9 @@ def show_log() -> None:
 
 
 def exit_on_sigterm_as_init() -> None:
-    """Exit on SIGTERM if this is the first process of a container, which ignores it without a handler.
+    """Exit on SIGTERM if this is the first process of a container.
 
-    The handler of the running server replaces this one.
+    The kernel ignores the signal there without a handler. That of the running server replaces this one.
     """
     if os.getpid() == 1:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

@@ -68,7 +68,7 @@ def remove_no_op_masks(model: ir.Model) -> None:
 
 
 def _is_zero_mask(value: ir.Value) -> bool:
-    """Return whether a value is a constant of zeros with the axes of attention, unlike a bias."""
+    """Return whether a value is a constant of zeros with more axes than a bias."""
     array = constant(value)
     return array is not None and array.ndim >= 3 and not array.any()
 

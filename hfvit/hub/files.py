@@ -164,7 +164,9 @@ def files_to_push(
 def outdated_files(
     hub_files: list[str], files: list[PushedFile], include: tuple[str, ...], hub_run: str = ""
 ) -> list[str]:
-    """Return the files of an earlier push that would describe, or be loaded instead of, the pushed weights.
+    """Return the files of an earlier push that belong to other weights.
+
+    They would be loaded instead of the pushed weights, or describe them.
 
     Args:
         hub_files: paths in the repository.
@@ -184,7 +186,7 @@ def outdated_files(
 
 
 def _earlier_result(hub_run: str) -> str | None:
-    """Return the path of the evaluation result that was pushed with a run.json, None without one."""
+    """Return the path of the evaluation result that was pushed with a run.json."""
     try:
         result = eval_results_file(RunRecord.from_json(json.loads(hub_run)))
     except (ModelError, ValueError, LookupError, TypeError, AttributeError, RecursionError):

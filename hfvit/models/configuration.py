@@ -163,7 +163,10 @@ def _weights_of(name: str) -> str:
 
 
 def _timm_name(repository: str) -> str:
-    """Return timm's name of the weights of a repository in the format of transformers, an empty string if unknown."""
+    """Return timm's name of the weights of a repository, an empty string if unknown.
+
+    The repository is in the format of transformers.
+    """
     for pattern, name in _TIMM_NAMES.items():
         if found := re.fullmatch(pattern, repository):
             return name(found).replace("-", "_")
