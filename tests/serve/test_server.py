@@ -410,7 +410,6 @@ def test_sigterm_answers_the_request_in_progress_and_exits_with_0(folder, tmp_pa
         assert process.wait(20) == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_first_process_of_a_container_exits_on_sigterm_while_it_loads(monkeypatch):
     previous = signal.getsignal(signal.SIGTERM)
     exit_on_sigterm_as_init()
@@ -425,6 +424,7 @@ def test_first_process_of_a_container_exits_on_sigterm_while_it_loads(monkeypatc
     assert stop.value.code == 143
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_before_the_server_runs_stops_it(classifier, monkeypatch, number):
     def run(sockets) -> None:
         signal.raise_signal(number)
