@@ -1,6 +1,7 @@
 """`RunRecord` (run.json): results, settings and environment of a run."""
 
 import json
+import math
 import platform
 import shlex
 import sys
@@ -42,6 +43,7 @@ from hfvit.utils.hub_ids import is_local
 
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn")
 _ARRAYS_0_1 = {"attention": "explanations", "attention_maps": "explanation_maps"}
+MAX_EXAMPLE_BYTES = 64 * 2**20  # of an array in examples.npz; 16 images of 224 px have 2.4 MB
 PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 
@@ -327,7 +329,8 @@ def read_examples(output_dir: str | Path, examples: ExampleImages | None) -> dic
         return {}
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {_ARRAYS_0_1.get(name, name): file[name] for name in file.files}
+            small = [name for name in file.files if _array_bytes(file, name) <= MAX_EXAMPLE_BYTES]
+            arrays = {_ARRAYS_0_1.get(name, name): file[name] for name in small}
     except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error):
         return {}
     lists: dict[str, Sequence] = {
@@ -341,6 +344,18 @@ def read_examples(output_dir: str | Path, examples: ExampleImages | None) -> dic
         for name, array in arrays.items()
         if name in lists and len(lists[name]) and _has_layout(array, name, len(lists[name]))
     }
+
+
+def _array_bytes(file: np.lib.npyio.NpzFile, name: str) -> int:
+    """Return the size of an array without reading it.
+
+    A small file can expand to any size.
+    """
+    with file.zip.open(f"{name}.npy") as member:
+        if np.lib.format.read_magic(member) != (1, 0):  # later versions have headers of up to 4 GiB
+            raise ValueError("not written by hfvit")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+    return math.prod(shape) * dtype.itemsize
 
 
 def _has_layout(array: np.ndarray, name: str, count: int) -> bool:

@@ -7,10 +7,11 @@ from hfvit.utils.quiet import quiet_libraries
 
 EPILOG = f"""\
 Pushed in one commit: weights, config.json, model card, run.json, recipe.yaml, trainer_state.json and plots; adapter/
-of a LoRA run; .eval_results for a data set on the Hub; the exports of --include. Never pushed: checkpoints, optimizer
-state, pickles, hidden and temporary files, images of the data set, paths of this machine. Text above and below the
-generated part of the model card, local or on the Hub, is kept. After the push, the model is loaded from the Hub and
-its logits are compared with those of OUTPUT_DIR.
+of a LoRA run; soup.json and extension.json; .eval_results for a data set on the Hub; the exports of --include. Files
+of an earlier push that belong to other weights are deleted. Never pushed: checkpoints, optimizer state, pickles,
+hidden and temporary files, images of the data set, paths of this machine. Text above and below the generated part of
+the model card, local or on the Hub, is kept. After the push, the model is loaded from the Hub and its logits are
+compared with those of OUTPUT_DIR.
 
 examples:
   hfvit push outputs/quickstart user/digits --dry_run

@@ -2,6 +2,9 @@
 
 import argparse
 import logging
+import os
+import signal
+import sys
 
 from hfvit.cli.options import (
     ARTIFACT_KINDS,
@@ -92,6 +95,15 @@ def show_log() -> None:
     logging.getLogger("hfvit").setLevel(logging.INFO)
 
 
+def exit_on_sigterm_as_init() -> None:
+    """Exit on SIGTERM if this is the first process of a container.
+
+    The kernel ignores the signal there without a handler. That of the running server replaces this one.
+    """
+    if os.getpid() == 1:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 def write_docker(options: argparse.Namespace) -> None:
     """Write the files of `--docker DIR`, with the options of the server in CMD."""
     from hfvit.artifacts.artifact import find_artifact
@@ -132,6 +144,7 @@ def serve(options: argparse.Namespace) -> None:
     if options.docker is not None:
         write_docker(options)
         return
+    exit_on_sigterm_as_init()
     providers = parse_providers(options)
     with importing():
         from hfvit.serve.app import load_libraries

@@ -15,8 +15,11 @@ from hfvit.cli.options import (
     positive_int,
 )
 from hfvit.errors import GateError, HFViTError, printable
+from hfvit.export.options import MAX_ACCURACY_DROP, refuse_unused
 from hfvit.utils.collector import importing
 from hfvit.utils.quiet import hide_data_bars, quiet_libraries
+
+LIMITS = ("max_accuracy_drop", "min_agreement")
 
 EPILOG = f"""\
 Without --dataset_name and --split, the images are the validation split of the reference's recipe.yaml. Classes are
@@ -62,8 +65,7 @@ def add(commands) -> None:
     limits.add_argument(
         "--max_accuracy_drop",
         type=percentage_points,
-        default=0.5,
-        help="largest drop in accuracy beyond chance, in percentage points [%(default)s]",
+        help=f"largest drop in accuracy beyond chance, in percentage points [{MAX_ACCURACY_DROP}]",
     )
     limits.add_argument(
         "--min_agreement",
@@ -85,6 +87,8 @@ def validate(options: argparse.Namespace) -> None:
     from hfvit.artifacts.artifact import find_artifact
     from hfvit.utils.files import check_writable, expand_user, output_file
 
+    if not (options.others or options.patch_size or options.merge_tokens or options.bf16 or options.tta):
+        refuse_unused(options, LIMITS, "limits an OTHER or variant, but only REFERENCE is evaluated")
     paths = [options.reference, *options.others]
     for path in paths:
         find_artifact(path)  # before torch is imported, so that a wrong path is reported at once
@@ -109,8 +113,7 @@ def validate(options: argparse.Namespace) -> None:
         text_column=options.text_column,
         max_samples=options.max_samples,
         seed=options.seed,
-        max_accuracy_drop=options.max_accuracy_drop,
-        min_agreement=options.min_agreement,
+        **{name: value for name in LIMITS if (value := getattr(options, name)) is not None},
         patch_size=options.patch_size or (),
         merge_tokens=options.merge_tokens or (),
         bf16=options.bf16,

@@ -11,7 +11,7 @@ from hfvit.artifacts.artifact import find_artifact
 from hfvit.artifacts.constants import PREPROCESSOR_FILE, RECIPE_FILE
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.artifacts.soup_record import SoupRecord
-from hfvit.errors import DataError, ModelError
+from hfvit.errors import DataError, ModelError, NonFiniteLossError
 from hfvit.evaluation.derived_checkpoint import claim_empty_folder, save_checkpoint
 from hfvit.evaluation.split import evaluation_split
 from hfvit.inference.classifier import load_classifier
@@ -86,16 +86,19 @@ def soup(
         with hidden_loading_bars():
             return HFViTForImageClassification.from_pretrained(name).state_dict()
 
-    def score(weights: Weights) -> float:
+    def score(weights: Weights, name: str | None) -> float:
         classifier.backend.model.load_state_dict(weights)
         logits["last"] = classifier.logits(labeled.images(), batch_size)
-        check_finite(logits["last"])
+        try:
+            check_finite(logits["last"])
+        except NonFiniteLossError as error:
+            raise NonFiniteLossError(f"RUN: {name or 'the mean of the runs'}: {error}") from None
         return task.scalars(logits["last"], labeled.labels, labeled.classes)[task.default_metric]
 
     result, weights = cook_soup(kind, names, read, score, metric=task.default_metric)
     thresholds = None
     if labeled.labels.ndim > 1:
-        score(weights)
+        score(weights, None)
         thresholds = task.fit_thresholds({"validation": (logits["last"], labeled.labels)}).values
     with hidden_loading_bars():
         save_soup(names[0], weights, thresholds, target)

@@ -40,25 +40,37 @@ def fuse(model: ir.Model) -> None:
 def remove_no_op_masks(model: ir.Model) -> None:
     """Remove attention masks without effect (Add of zeros, Where of all-false).
 
-    transformers 5.23 exports one that depends on the batch size only; it is evaluated for two batch sizes.
+    transformers 5.23 exports one that depends on the batch size only, and is a constant for a fixed one; it is
+    evaluated for two batch sizes.
     """
     if any(not isinstance(size, int) for value in model.graph.inputs for size in value.shape[1:]):
         return
     independent = _input_independent_values(model)
-    adds = [(n, i) for n in model.graph if n.op_type == "Add" for i in (0, 1) if n.inputs[i] in independent]
-    wheres = [(n, 0) for n in model.graph if n.op_type == "Where" and n.inputs[0] in independent]
+
+    def may_be_mask(value: ir.Value) -> bool:
+        return value in independent or _is_zero_mask(value)
+
+    adds = [(n, i) for n in model.graph if n.op_type == "Add" for i in (0, 1) if may_be_mask(n.inputs[i])]
+    wheres = [(n, 0) for n in model.graph if n.op_type == "Where" and may_be_mask(n.inputs[0])]
     if not adds and not wheres:
         return
-    masks = {n.inputs[i].name for n, i in adds + wheres}
+    masks = {n.inputs[i].name for n, i in adds + wheres if n.inputs[i] in independent}
     kept = {n: n.inputs[1 - i] for n, i in adds} | {n: n.inputs[2] for n, _ in wheres}
     measured = [_evaluate_masks(model, masks, kept, batch) for batch in (2, 3)]
     for node, index in adds + wheres:
         same_shape = all(
             np.array_equal(run[f"{node.outputs[0].name}.shape"], run[f"{kept[node].name}.shape"]) for run in measured
         )
-        if same_shape and not any(run[node.inputs[index].name].any() for run in measured):
+        mask = node.inputs[index]
+        if same_shape and (mask not in independent or not any(run[mask.name].any() for run in measured)):
             node.outputs[0].replace_all_uses_with(kept[node], replace_graph_outputs=True)
     remove_unused_nodes(model)
+
+
+def _is_zero_mask(value: ir.Value) -> bool:
+    """Return whether a value is a constant of zeros with more axes than a bias."""
+    array = constant(value)
+    return array is not None and array.ndim >= 3 and not array.any()
 
 
 def _input_independent_values(model: ir.Model) -> set[ir.Value]:

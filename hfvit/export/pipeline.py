@@ -251,13 +251,16 @@ class Export:
                 self.export(source, with_preprocessing=False)
             with_images = f" with {len(calibration)} calibration images" if calibration is not None else ""
             self.log(f"quantizing {name}{with_images}")
-            quantization = quantize_onnx(
-                source,
-                path,
-                mode=options.quantize,
-                runtime=self.target,
-                calibration=self.batches(calibration) if calibration is not None else None,
-            )
+            try:
+                quantization = quantize_onnx(
+                    source,
+                    path,
+                    mode=options.quantize,
+                    runtime=self.target,
+                    calibration=self.batches(calibration) if calibration is not None else None,
+                )
+            except ModelError as error:  # about a temporary file
+                raise ModelError(str(error).replace(str(source), f"--quantize: {options.model}")) from error
             ratio = path.stat().st_size / source.stat().st_size
         if ratio > 0.9:
             self.log(f"{name} has {ratio:.0%} of the float file's size, as few of its weights are quantized")

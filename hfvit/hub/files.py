@@ -15,6 +15,7 @@ from yaml import YAMLError
 from hfvit.artifacts.constants import (
     ADAPTER_FILES,
     ADAPTER_FOLDER,
+    CARD_FILE,
     MULTIRUN_FILE,
     RUN_FILE,
     TOKENIZER_FILES,
@@ -22,9 +23,11 @@ from hfvit.artifacts.constants import (
     WEIGHTS,
 )
 from hfvit.artifacts.export_folder import export_rows
+from hfvit.artifacts.extension_record import ExtensionRecord
 from hfvit.artifacts.run_record import RunRecord
-from hfvit.errors import PushArgumentError, one_line
-from hfvit.hub.model_card import render_card
+from hfvit.artifacts.soup_record import SoupRecord
+from hfvit.errors import ModelError, PushArgumentError, one_line
+from hfvit.hub.model_card import CARD_PLOTS, remove_generated_text, render_card
 from hfvit.hub.redaction import redact_paths
 from hfvit.utils.files import expand_user
 from hfvit.utils.hub_ids import is_hub_id
@@ -61,8 +64,12 @@ def eval_results_file(record: RunRecord) -> tuple[str, str] | None:
 
 
 # An allowlist, since a pattern missing from a denylist would publish optimizer state or a pickle.
-ROOT = ("config.json", "preprocessor_config.json", "README.md", RUN_FILE, "recipe.yaml", "trainer_state.json")
-ROOT += (*TOKENIZER_FILES, *WEIGHT_FILES, "plots/*.png")
+ROOT = ("config.json", "preprocessor_config.json", CARD_FILE, RUN_FILE, "recipe.yaml", "trainer_state.json")
+ROOT += (SoupRecord.FILE, ExtensionRecord.FILE, *TOKENIZER_FILES, *WEIGHT_FILES)
+PLOTS = ("plots/*.png",)
+# Files in the repository that describe other weights unless a push replaces them; further plots may be a user's.
+REPLACED = (*ROOT, *(f"{ADAPTER_FOLDER}/{name}" for name in ADAPTER_FILES))
+REPLACED += tuple(f"plots/{name}{theme}.png" for name in CARD_PLOTS for theme in ("", "_dark"))
 # Plots with images of the data set, which may be private.
 PLOTS_WITH_IMAGES = tuple(
     f"plots/{name}*.png" for name in ("training_images", "mistakes", "label_errors", "explanations", "attention")
@@ -100,7 +107,7 @@ def files_to_push(
     """Select the files to push, sorted by path.
 
     Paths of this machine are redacted. The model card is rendered for `repo_id` and the exports, and keeps the text
-    that users wrote into the local card and into `hub_card`.
+    that users wrote into the local card and into `hub_card`. A folder without run.json has its own card, or that text.
 
     Args:
         folder: output folder of a run.
@@ -125,7 +132,7 @@ def files_to_push(
     record = RunRecord.load(root) if (root / RUN_FILE).exists() else None
     found: dict[str, Path | bytes] = {
         path: file
-        for path, file in _matching(root, "", ROOT)
+        for path, file in _matching(root, "", (*ROOT, *PLOTS))
         if not any(fnmatch(path, pattern) for pattern in PLOTS_WITH_IMAGES)
     }
     if record and record.recipe.get("finetuning") == "lora":  # otherwise, adapter/ is left from an earlier run
@@ -138,18 +145,53 @@ def files_to_push(
                 found[name] = redact_paths(found[name].read_text(encoding="utf-8"), name, record).encode()
     if record:
         local_card = ""
-        if "README.md" in found:
-            with _name_file_in_errors(found["README.md"]):
-                local_card = found["README.md"].read_text(encoding="utf-8")
+        if CARD_FILE in found:
+            with _name_file_in_errors(found[CARD_FILE]):
+                local_card = found[CARD_FILE].read_text(encoding="utf-8")
         exports = {export: export_rows(root / export) for export in include}
         with _name_file_in_errors(root / RUN_FILE):
             earlier = (hub_card, local_card)
             plots = any(path.startswith("plots/") for path in found)
             card = render_card(record, repo_id.split("/")[-1], repo_id, exports, earlier, plots)
-        found["README.md"] = card.encode()
+        found[CARD_FILE] = card.encode()
         if result := eval_results_file(record):
             found[result[0]] = result[1].encode()
+    elif CARD_FILE not in found and (card := remove_generated_text(hub_card)):
+        found[CARD_FILE] = card.encode()
     return [PushedFile(path, found[path]) for path in sorted(found)]
+
+
+def outdated_files(
+    hub_files: list[str], files: list[PushedFile], include: tuple[str, ...], hub_run: str = ""
+) -> list[str]:
+    """Return the files of an earlier push that belong to other weights.
+
+    They would be loaded instead of the pushed weights, or describe them.
+
+    Args:
+        hub_files: paths in the repository.
+        files: files to push.
+        include: exports among them, whose folders are replaced.
+        hub_run: run.json in the repository, which names its evaluation result; empty if it has none.
+    """
+    sent = {file.path for file in files}
+    folders = tuple(f"{name}/" for name in include)
+    result = _earlier_result(hub_run)
+    return [
+        path
+        for path in hub_files
+        if path not in sent
+        and (path.startswith(folders) or path == result or any(_matches(path, pattern) for pattern in REPLACED))
+    ]
+
+
+def _earlier_result(hub_run: str) -> str | None:
+    """Return the path of the evaluation result that was pushed with a run.json."""
+    try:
+        result = eval_results_file(RunRecord.from_json(json.loads(hub_run)))
+    except (ModelError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+    return result and result[0]
 
 
 def exports_left_out(folder: str | Path, include: tuple[str, ...]) -> list[str]:
@@ -203,11 +245,16 @@ def _matching(root: Path, prefix: str, patterns: tuple[str, ...]) -> list[tuple[
             continue
         if name in folders:
             _check_not_a_link(file)
-        if any(fnmatch(name, pattern) and pattern.count("/") == name.count("/") for pattern in patterns):
+        if any(_matches(name, pattern) for pattern in patterns):
             _check_not_a_link(file)
             if file.is_file():
                 found.append((f"{prefix}{inside.as_posix()}", file))
     return found
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """Return whether a path matches a pattern whose `*` is within one folder."""
+    return fnmatch(path, pattern) and pattern.count("/") == path.count("/")
 
 
 def _check_not_a_link(path: Path) -> None:

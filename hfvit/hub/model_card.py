@@ -32,6 +32,20 @@ END = "<!-- hfvit: end of generated text -->"
 HINT = "<!-- What is written above or below is kept; changes between the two marks are not. -->"
 # Metadata that hfvit sets: that of an earlier card is dropped, even if the new card has none.
 GENERATED_KEYS = ("library_name", "pipeline_tag", "tags", "datasets", "base_model", "metrics", "model-index")
+# Of these, those that hold for other weights, too.
+KIND_KEYS = ("library_name", "pipeline_tag")
+# Plots that the template refers to.
+CARD_PLOTS = (
+    "confusion_matrix", "per_class_recall", "two_classes", "reliability", "precision_recall", "average_precision",
+    "learning_curves",
+)  # fmt: skip
+# Common licenses that the Hub knows by these identifiers; it refuses a card with an unknown one
+# (huggingface.co/docs/hub/repositories-licenses).
+HUB_LICENSES = (
+    "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "isc", "mpl-2.0", "gpl-3.0", "lgpl-3.0", "agpl-3.0",
+    "unlicense", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0",
+    "openrail", "gemma", "other", "unknown",
+)  # fmt: skip
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", flags=re.DOTALL)
 # Cards of version 0.1 end with hashes of the generated text, by `metadata:KEY` and `section:TITLE`.
 _HASHES = re.compile(
@@ -82,12 +96,30 @@ def keep_user_parts(card: str, earlier: Sequence[str]) -> str:
         metadata |= {key: value for key, value in parts.metadata.items() if key not in (*generated, *GENERATED_KEYS)}
         before = _merged(before, _sections(parts.before))
         after = _merged(after, _sections(parts.after))
+    if generated.get("license", "other") != "other":  # these are of another license
+        metadata = {key: value for key, value in metadata.items() if key not in ("license_name", "license_link")}
     text = card[front.end() :].strip()
     for mark in (START, END):  # in a name
         text = text.replace(mark, mark.replace("<!--", "<! --"))
     header = yaml.safe_dump(generated | metadata, sort_keys=False, allow_unicode=True)
     parts = [*before.values(), f"{START}\n{HINT}\n\n{text}\n\n{END}", *after.values()]
     return f"---\n{header}---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def remove_generated_text(card: str) -> str:
+    """Return what its user wrote of a card, an empty string if that is nothing.
+
+    A card without generated text is returned unchanged.
+    """
+    if START not in card and not _HASHES.search(card):
+        return card
+    parts = user_parts(card)
+    text = "\n\n".join(filter(None, (parts.before.strip(), parts.after.strip())))
+    metadata = {key: value for key, value in parts.metadata.items() if key not in GENERATED_KEYS}
+    if not text and not metadata:
+        return ""
+    metadata |= {key: parts.metadata[key] for key in KIND_KEYS if key in parts.metadata}
+    return f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n\n{text}\n"
 
 
 def _metadata(text: str) -> dict[str, Any]:
@@ -260,7 +292,8 @@ def _card_metadata(record: RunRecord, name: str, has_onnx: bool) -> ModelCardDat
         tags += ["onnx", "transformers.js"]
     if isinstance(metrics, MultiLabelMetrics):
         tags.insert(1, "multi-label-image-classification")
-    license = model.base_license
+    license = model.base_license if re.fullmatch(r"[a-z0-9.\-]+", model.base_license or "") else None
+    is_known = license is None or license in HUB_LICENSES
     results = [
         EvalResult(
             task_type="image-classification",
@@ -278,7 +311,8 @@ def _card_metadata(record: RunRecord, name: str, has_onnx: bool) -> ModelCardDat
     return ModelCardData(
         model_name=printable(name),
         eval_results=results,
-        license=license if license and re.fullmatch(r"[a-z0-9.\-]+", license) else None,
+        license=license if is_known else "other",
+        license_name=None if is_known else license,
         library_name="hfvit" if model.texts else "timm",
         pipeline_tag=None if model.texts else "image-classification",
         tags=tags,

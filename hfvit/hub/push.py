@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,7 +37,7 @@ from hfvit.artifacts.constants import CARD_FILE, RUN_FILE
 from hfvit.artifacts.engine_record import EngineRecord
 from hfvit.artifacts.export_record import ExportRecord
 from hfvit.errors import HubError, PushArgumentError, one_line, printable
-from hfvit.hub.files import EXPORTS, PushedFile, exports_left_out, files_to_push
+from hfvit.hub.files import EXPORTS, PushedFile, exports_left_out, files_to_push, outdated_files
 from hfvit.utils.files import expand_user
 from hfvit.utils.formatting import aligned, size
 
@@ -254,14 +255,19 @@ def _send(folder: str | Path, destination: Destination, include: tuple[str, ...]
                 retry(api.create_branch, repo_id, branch=destination.revision, exist_ok=True)
         before = retry(api.model_info, repo_id, revision=destination.revision).sha
         hub_files = retry(api.list_repo_files, repo_id, revision=destination.revision)
-    files = files_to_push(folder, repo_id, include, _download_card(destination, hub_files))
+    files = files_to_push(folder, repo_id, include, _download(destination, hub_files, CARD_FILE))
+    hub_run = _download(destination, hub_files, RUN_FILE)
     if not any(file.path == CARD_FILE for file in files):
         _print_note(f"no model card is pushed, since {folder} has no {RUN_FILE} and no {CARD_FILE}")
     print(f"pushing {len(files)} files, {size(sum(file.bytes for file in files))}, to {repo_id}", flush=True)
     try:
-        commit = _commit(api, destination, files, include, message)
+        commit, removed = _commit(
+            api, destination, files, partial(outdated_files, include=include, hub_run=hub_run), message
+        )
     except (HfHubHTTPError, RuntimeError, OSError, *_CONNECTION, *_NOT_THE_HUB) as error:
         raise HubError(f"{_explain(error, repo_id)} {_repository_state(api, destination, before)}") from error
+    if removed:
+        _print_note(f"deleted {', '.join(removed)} of an earlier push from {repo_id}")
     for name in exports_left_out(folder, include):
         _print_note(f"{name}/ was not pushed; push it with --include {name}")
     for name in sorted({path.split("/")[0] for path in hub_files} & (set(EXPORTS) - set(include))):
@@ -272,8 +278,12 @@ def _send(folder: str | Path, destination: Destination, include: tuple[str, ...]
 
 
 def _commit(
-    api: HfApi, destination: Destination, files: list[PushedFile], include: tuple[str, ...], message: str | None
-) -> CommitInfo:
+    api: HfApi,
+    destination: Destination,
+    files: list[PushedFile],
+    outdated: Callable[[list[str], list[PushedFile]], list[str]],
+    message: str | None,
+) -> tuple[CommitInfo, list[str]]:
     """Upload files and commit them.
 
     If the answer of a commit is lost, the next attempt returns that commit, since huggingface_hub creates none for
@@ -283,24 +293,25 @@ def _commit(
         api: client with the token.
         destination: repository and branch.
         files: files from `files_to_push`.
-        include: names of the exports among them.
+        outdated: returns the paths to delete, of those in the repository.
         message: commit message.
+
+    Returns:
+        The commit, and the paths that it deletes.
     """
 
-    def attempt() -> CommitInfo:
+    def attempt() -> tuple[CommitInfo, list[str]]:
         operations = [CommitOperationAdd(file.path, file.source) for file in files]
-        # Files of an earlier export would be mistaken for exports of this model.
         hub_files = api.list_repo_files(destination.repo_id, revision=destination.revision)
-        sent = {file.path for file in files}
-        folders = tuple(f"{name}/" for name in include)
-        stale = [path for path in hub_files if path.startswith(folders) and path not in sent]
-        return api.create_commit(
+        deleted = outdated(hub_files, files)
+        commit = api.create_commit(
             destination.repo_id,
-            [*operations, *map(CommitOperationDelete, stale)],
+            [*operations, *map(CommitOperationDelete, deleted)],
             commit_message=message or "Push with hfvit",
             revision=destination.revision,
             create_pr=destination.create_pr,
         )
+        return commit, deleted
 
     if destination.create_pr:  # a second attempt could open a second pull request
         return attempt()
@@ -384,15 +395,21 @@ def _hub_errors(repo_id: str, state: str = "") -> Iterator[None]:
         raise HubError(f"{_explain(error, repo_id)} {state}".strip()) from error
 
 
-def _download_card(destination: Destination, hub_files: list[str]) -> str:
-    """Return the repository's README.md, empty if it has none."""
-    if "README.md" not in hub_files:
+def _download(destination: Destination, hub_files: list[str], name: str) -> str:
+    """Return a text file of the repository, an empty string if it has none.
+
+    Args:
+        destination: repository, branch and token.
+        hub_files: paths in the repository.
+        name: path of the file.
+    """
+    if name not in hub_files:
         return ""
     with tempfile.TemporaryDirectory(prefix="hfvit-") as cache, _hub_errors(destination.repo_id):
         path = retry(
             hf_hub_download,
             destination.repo_id,
-            "README.md",
+            name,
             revision=destination.revision,
             token=destination.token,
             cache_dir=cache,

@@ -2,6 +2,8 @@
 
 import math
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,17 @@ ADAPTER_WEIGHTS = (ADAPTER_FILES[1], "adapter_model.bin")  # that peft reads
 _ORIGIN_KEYS = ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "num_classes", "state_dict", "cache_dir")
 # Keys of pretrained_cfg about timm's weights, which a model trained from scratch does not have.
 _WEIGHTS_KEYS = ("tag", "custom_load", "license", "origin_url", "paper_name", "paper_ids", "notes")
+# Repositories in the format of transformers -> timm's name of the same weights.
+_DINOV3_SIZES = {"s": "small", "b": "base", "l": "large"}
+_TIMM_NAMES: dict[str, Callable[[re.Match], str]] = {
+    r"google/vit-(\w+)-patch(\d+)-224-in21k": lambda m: f"vit_{m[1]}_patch{m[2]}_224.orig_in21k",
+    r"google/vit-(\w+)-patch(\d+)-(\d+)": lambda m: f"vit_{m[1]}_patch{m[2]}_{m[3]}.orig_in21k_ft_in1k",
+    r"facebook/(deit-[\w-]+-patch16-\d+)": lambda m: f"{m[1]}.fb_in1k",
+    r"facebook/convnext-(\w+)-224": lambda m: f"convnext_{m[1]}.fb_in1k",
+    r"facebook/dinov2-(\w+)": lambda m: f"vit_{m[1]}_patch14_dinov2.lvd142m",
+    r"facebook/dinov3-vit([sbl])16-pretrain-lvd1689m": lambda m: f"vit_{_DINOV3_SIZES[m[1]]}_patch16_dinov3.lvd1689m",
+    r"microsoft/(swin-\w+-patch4-window\d+-\d+)": lambda m: f"{m[1]}.ms_in1k",
+}
 
 
 class HFViTConfig(TimmWrapperConfig):
@@ -144,9 +157,20 @@ def _weights_of(name: str) -> str:
     """Return which repository has timm's weights of a model, or an empty string."""
     try:
         weights = getattr(timm.get_pretrained_cfg(name), "hf_hub_id", None)
-    except RuntimeError:  # an unknown tag
+    except RuntimeError:  # an unknown model or tag
         weights = None
     return f" Pass {weights} for its weights." if weights else ""
+
+
+def _timm_name(repository: str) -> str:
+    """Return timm's name of the weights of a repository, an empty string if unknown.
+
+    The repository is in the format of transformers.
+    """
+    for pattern, name in _TIMM_NAMES.items():
+        if found := re.fullmatch(pattern, repository):
+            return name(found).replace("-", "_")
+    return ""
 
 
 def load_config(name: str | Path, **hub_kwargs) -> HFViTConfig:
@@ -179,9 +203,9 @@ def load_config(name: str | Path, **hub_kwargs) -> HFViTConfig:
         raise ModelError(f"model_name_or_path: config.json of {name} must have a JSON object.")
     if raw.get("model_type", "timm_wrapper") != "timm_wrapper" or "architecture" not in raw:
         kind = raw.get("model_type", "unknown")
+        advice = _weights_of(_timm_name(str(name))) or " Pass the timm repository of the same weights (timm/...)."
         raise ModelError(
-            f"model_name_or_path: must be a timm checkpoint, but {name} has the model type '{kind}'. Use the timm"
-            " repository of the same weights (timm/...)."
+            f"model_name_or_path: must be a timm checkpoint, but {name} has the model type '{kind}'.{advice}"
         )
     if isinstance(raw.get("model_args"), dict):
         # timm's own checkpoints have it a second time (timm 1.0.30).

@@ -14,7 +14,7 @@ def cook_soup(
     kind: str,
     names: Sequence[str],
     read: Callable[[str], Weights],
-    score: Callable[[Weights], float],
+    score: Callable[[Weights, str | None], float],
     *,
     metric: str,
     greater_is_better: bool = True,
@@ -26,7 +26,7 @@ def cook_soup(
             score does not become worse.
         names: names of the models.
         read: reads the weights of a model, on the CPU. Not all are in memory at once.
-        score: evaluates weights on the validation split.
+        score: evaluates weights on the validation split; it gets the name of the model, too, or None for a mean.
         metric: name of the score.
         greater_is_better: whether a larger score is better.
 
@@ -34,7 +34,7 @@ def cook_soup(
         Members and scores, and the averaged weights.
     """
     sign = 1 if greater_is_better else -1
-    scores = {name: score(read(name)) for name in names}
+    scores = {name: score(read(name), name) for name in names}
     best, *others = sorted(names, key=lambda name: sign * scores[name], reverse=True)
     used = [best]
     soup = read(best)
@@ -42,14 +42,14 @@ def cook_soup(
     for name in others:
         candidate = mean_with(soup, len(used), read(name))
         if kind == GREEDY:
-            found = score(candidate)
+            found = score(candidate, None)
             if sign * found < sign * reached:
                 continue
             reached = found
         used.append(name)
         soup = candidate
     if kind != GREEDY:
-        reached = score(soup)
+        reached = score(soup, None)
     members = [SoupMember(name=name, score=scores[name], is_used=name in used) for name in names]
     return Soup(kind=kind, metric=metric, members=members, score=reached), soup
 

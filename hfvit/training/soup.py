@@ -51,7 +51,7 @@ def average_checkpoints(trainer, kind: str, averaged_file: str | None) -> Soup |
             weights |= load_file(file)
         return {names_in_model[key]: value for key, value in weights.items()}
 
-    def score(weights: Weights) -> float:
+    def score(weights: Weights, _: str | None = None) -> float:
         model.load_state_dict(weights)
         return trainer.predict(trainer.eval_dataset, metric_key_prefix="eval").metrics[f"eval_{metric}"]
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from pathlib import Path
 
 from hfvit.errors import HFViTError, nearest
@@ -28,7 +29,8 @@ def folder_or_hub_id(name: str | Path, error: type[HFViTError], option: str | No
 
     Args:
         name: folder or Hub id.
-        error: exception type for a missing folder, a file, or a name close to that of an existing folder.
+        error: exception type for a missing folder, a file, a Hub id with a revision, or a name close to that of an
+            existing folder.
         option: beginning of the error message.
     """
     folder = expand_user(name)
@@ -39,6 +41,12 @@ def folder_or_hub_id(name: str | Path, error: type[HFViTError], option: str | No
         raise error(f"{head}{name} is a file, not a folder or Hub id.")
     if is_path(name):
         raise error(f"{head}folder {name} not found.")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+@[^@]+", str(name)):
+        repository, _, revision = str(name).partition("@")
+        raise error(
+            f"{head}a Hub id has no revision, got {name}. Pass {repository} and the option of the revision, or the"
+            f" folder of `hf download {repository} --revision {shlex.quote(revision)} --local-dir FOLDER`."
+        )
     parent, _, last = str(name).partition("/")
     if last and os.path.isdir(parent):  # a Hub id, or a folder with a typo
         folders = [f"{parent}/{path.name}" for path in Path(parent).iterdir() if path.is_dir()]

@@ -383,6 +383,8 @@ def test_validate_accepts_another_split(out, capsys):
         (["{out}", "--min_agreement", "nan"], "min_agreement", ["nan"]),
         (["{out}", "--max_accuracy_drop", "nan"], "max_accuracy_drop", ["nan"]),
         (["{out}", "--max_accuracy_drop", "-0.5"], "max_accuracy_drop", ["-0.5"]),
+        (["{out}", "--max_accuracy_drop", "0.5"], "max_accuracy_drop", ["0.5"]),
+        (["{out}", "--min_agreement", "0.99"], "min_agreement", ["0.99"]),
         (["{out}", "--seed", "-1"], "seed", ["-1"]),
         (["{out}", "--batch_size", "0"], "batch_size", ["0"]),
     ],

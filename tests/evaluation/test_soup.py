@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import hfvit
 from hfvit.cli import main as hfvit_command
-from hfvit.errors import DataError, HFViTError, ModelError
+from hfvit.errors import DataError, HFViTError, ModelError, NonFiniteLossError
 from hfvit.evaluation.soup import check_same_networks, check_same_validation_images
 from hfvit.models.configuration import load_config
 from hfvit.pipeline import main as train
@@ -147,6 +147,17 @@ def test_runs_that_cannot_be_averaged_are_one_error(runs, tmp_path, stock):
         with pytest.raises(HFViTError, match=message):
             hfvit.soup(members, output_dir, device="cpu", **options)
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_soup_of_a_run_with_nan_logits_names_it(runs, tmp_path):
+    bad = shutil.copytree(runs / "b", tmp_path / "bad")
+    weights = load_file(bad / "model.safetensors")
+    save_file(
+        {name: value * torch.nan for name, value in weights.items()}, bad / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(NonFiniteLossError, match=r"^RUN: ") as caught:
+        hfvit.soup([runs / "a", bad], tmp_path / "out", device="cpu")
+    assert_names(caught.value, bad)
 
 
 def test_soup_of_one_path_is_of_one_run():

@@ -115,6 +115,27 @@ def test_transformers_js_agrees_with_pytorch(classify, exported, images):
     agree(answers, expected(exported, images), (1e-4, 0.05))
 
 
+@pytest.mark.parametrize("labels", [LABELS, ["only"]])
+def test_transformers_js_scores_of_several_labels_or_one_class_equal_pytorch(classify, images, labels, tmp_path):
+    """Its pipeline applies a softmax to any logits."""
+    set_seed(1)
+    model = build_model(labels, architecture=ARCHITECTURE, image_size=32, timm_kwargs=MICRO)
+    with torch.no_grad():
+        model.timm_model.get_classifier().weight.mul_(50.0)
+    model.config.set_preprocessing(crop_pct=1.0)  # no resize
+    if len(labels) > 1:
+        model.config.set_problem_type("multi_label_classification")
+        model.config.thresholds = [0.0] * len(labels)
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit) as stop:
+        export(["--model", str(tmp_path / "model"), str(tmp_path / "model" / "onnx")])
+    assert stop.value.code == 0
+    exact = {"same": images["same"]}
+    (answer,) = classify(tmp_path / "model" / "onnx", images=exact, script="classify_labels.mjs")
+    (score,) = expected(tmp_path / "model", exact)
+    assert answer == pytest.approx(score, abs=1e-4)
+
+
 def test_transformers_js_with_q8_loads_the_quantized_file(classify, exported, images):
     """`q8`, the default in browsers, is `model_quantized.onnx`."""
     quantized = expected(exported / "onnx" / "model_quantized.onnx", images)

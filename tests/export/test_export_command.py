@@ -27,6 +27,7 @@ from hfvit.artifacts.export_folder import claim_folder
 from hfvit.cli.export_onnx import add_arguments, export_onnx_command, main
 from hfvit.errors import run
 from hfvit.evaluation.split import evaluation_split
+from hfvit.export import quantization
 from hfvit.export.calibration_data import calibration_images
 from hfvit.export.image_parity import PhotographLogits, photographs, rows_to_compare
 from hfvit.export.pipeline import Export
@@ -376,6 +377,14 @@ def test_export_int8_beyond_atol_raises_without_a_gate(stock, tmp_path, capsys):
     assert export(*words, "--atol", 1e-9) == 2
     assert_names(capsys.readouterr().err, "model.onnx", "1e-09", "--atol")
     assert not names(tmp_path / "onnx")
+
+
+def test_export_int8_of_a_network_without_products_names_the_model(stock, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(quantization, "has_weight", lambda *_: False)
+    assert export("--model", stock, "--quantize", "int8-dynamic", tmp_path / "onnx", "--no_gate") == 2
+    message = capsys.readouterr().err
+    assert_names(message, "--quantize", stock)
+    assert str(tmp_path / "onnx") not in message
 
 
 @pytest.mark.parametrize(("file", "text"), [("export.json", "{"), ("config.json", "{"), ("export.json", "[]")])

@@ -180,6 +180,45 @@ def test_fuse_of_stock_attention_removes_its_mask(graphs, fused, int8, name, blo
     assert operators(int8(name)[0]).count("QAttention") == found.count("Attention")
 
 
+@pytest.fixture(scope="module", params=["vit", "dinov2"])
+def fixed(request, tmp_path_factory):
+    """A stock model's graph with a fixed batch, whose attention masks are constants."""
+    path = tmp_path_factory.mktemp("fixed") / f"{request.param}.onnx"
+    export_onnx({"vit": vit, "dinov2": dinov2}[request.param](), path, batch_size=2, dynamic_axes=False)
+    return path
+
+
+def fuse_file(source, target):
+    graph = onnx_ir.load(source)
+    fuse(graph)
+    onnx_ir.save(graph, target)
+    return target
+
+
+def test_fuse_of_stock_attention_with_a_fixed_batch_removes_its_mask(fixed, tmp_path):
+    found = fuse_file(fixed, tmp_path / "fused.onnx")
+    assert not {"Where", "Softmax"} & set(operators(found))
+    assert operators(found).count("Attention") + operators(found).count("MultiHeadAttention") == 2
+    np.testing.assert_allclose(run(found, images(2)), run(fixed, images(2)), rtol=1e-4, atol=1e-4)
+
+
+def test_fuse_keeps_a_constant_mask_with_effect(fixed, tmp_path):
+    model = onnx.load(fixed)
+    masks = [
+        w for w in model.graph.initializer if len(w.dims) == 4 and w.dims[2] > 8 and not numpy_helper.to_array(w).any()
+    ]
+    assert masks
+    for mask in masks:
+        values = numpy_helper.to_array(mask).copy()
+        values.reshape(-1)[3] = True
+        mask.CopyFrom(numpy_helper.from_array(values, mask.name))
+    onnx.save(model, tmp_path / "masked.onnx")
+    found = fuse_file(tmp_path / "masked.onnx", tmp_path / "fused.onnx")
+    expected = run(tmp_path / "masked.onnx", images(2))
+    assert not np.allclose(expected, run(fixed, images(2)), atol=1e-3)
+    np.testing.assert_allclose(run(found, images(2)), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_fuse_keeps_a_mask_with_effect(graphs, tmp_path):
     """Set one cell of the additive mask."""
     model = onnx.load(graphs["vit"])

@@ -8,7 +8,7 @@ import yaml
 from helpers.records import VERSION_0_1, make_record
 from huggingface_hub import ModelCard
 
-from hfvit.hub.model_card import END, START, keep_user_parts, render_card, user_parts
+from hfvit.hub.model_card import END, START, keep_user_parts, remove_generated_text, render_card, user_parts
 
 FIRST = "---\nlibrary_name: timm\ntags:\n- a\n---\n\n# x\n\n## Results\n\n90 %\n\n## Limits\n\nMany.\n"
 NEXT = "---\nlibrary_name: timm\ntags:\n- b\n---\n\n# x\n\n## Results\n\n91 %\n\n## Limits\n\nFew.\n"
@@ -107,6 +107,14 @@ def test_invalid_metadata_and_crlf_lose_no_text():
     assert around(keep_user_parts(NEXT, [card.replace("\n", "\r\n")])) == ("", STORY)
 
 
+def test_remove_generated_text_keeps_what_users_wrote():
+    card = keep_user_parts(FIRST, [])
+    assert remove_generated_text(card) == ""
+    assert remove_generated_text(FIRST) == FIRST
+    edited = card.replace("library_name: timm", "library_name: timm\nlicense: mit") + f"\n{STORY}\n"
+    assert remove_generated_text(edited) == f"---\nlicense: mit\nlibrary_name: timm\n---\n\n{STORY}\n"
+
+
 def test_class_named_like_the_end_mark_is_escaped():
     record = make_record(3)
     record.metrics["test"].per_class[0].label = END
@@ -153,6 +161,29 @@ def test_version_0_1_card_with_damaged_hashes_loses_no_text(old, hashes):
     start = old.index(' {"metadata:')
     damaged = old[:start] + f" {hashes} -->\n"
     assert "The figures hold for images" in around(keep_user_parts(NEXT, [damaged]))[1]
+
+
+@pytest.mark.parametrize(
+    ("license", "expected"),
+    [
+        ("apache-2.0", {"license": "apache-2.0"}),
+        ("dinov3-license", {"license": "other", "license_name": "dinov3-license"}),
+        ("other", {"license": "other"}),
+        ("[markup](x)", {}),
+        (None, {}),
+    ],
+)
+def test_license_that_the_hub_does_not_know_is_named(license, expected):
+    record = make_record()
+    record.model.base_license = license
+    card = render_card(record, "x")
+    assert {key: value for key, value in metadata(card).items() if key.startswith("license")} == expected
+    linked = card.replace("---\n\n", "license_link: LICENSE\n---\n\n", 1)
+    kept = metadata(render_card(record, "x", earlier=[linked])).get("license_link")
+    assert kept == (None if license == "apache-2.0" else "LICENSE")
+    record.model.base_license = "mit"
+    again = metadata(render_card(record, "x", earlier=[linked]))
+    assert {key: value for key, value in again.items() if key.startswith("license")} == {"license": "mit"}
 
 
 def test_rendered_card_is_valid_with_its_marks():

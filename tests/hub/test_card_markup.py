@@ -115,3 +115,14 @@ def test_static_page_has_the_elements_of_ordinary_names(name):
     expected = space.render(values("x")).removeprefix("---\n").split("\n---\n", 1)[1]
     assert outline(body) == outline(expected)
     assert yaml.safe_load(front)["title"] == printable(name)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_lines_for_transformers_js_compute_the_scores_of_the_model(classes):
+    """Its pipeline applies a softmax, which is 1 for a single class."""
+    record = make_record(3)
+    record.data.labels = record.data.labels[:classes]
+    card = render_card(record, "m", exports=exports("model.onnx"))
+    lines = next(token.content for token in PARSER.parse(card) if token.info == "js")
+    assert ("sigmoid()" in lines) == (classes == 1)
+    assert ("new ImageClassificationPipeline" in lines) == (classes > 1)

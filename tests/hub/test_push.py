@@ -187,6 +187,55 @@ def test_push_of_a_checkpoint_without_a_run_says_that_it_has_no_card(out, hub, o
     assert_names(capsys.readouterr().err, folder, "README.md", "run.json")
 
 
+def test_push_deletes_files_of_an_earlier_push_that_belong_to_other_weights(out, hub, online, capsys):
+    push_to(out, Destination("user/replaced"))
+    repository = hub.model("user/replaced")
+    held = repository.commits[repository.resolve("main")]
+    run = json.loads((out / "run.json").read_text())
+    run["data"] |= {"dataset_name": "owner/set", "is_local": False}
+    kept = {"notes.txt", "plots/mine.png", "onnx/model.onnx", ".eval_results/other--set.yaml"}
+    outdated = {
+        "model.safetensors.index.json", "model-00001-of-00002.safetensors", "preprocessor_config.json", "soup.json",
+        "adapter/adapter_config.json", "tokenizer.json", "plots/two_classes_dark.png", ".eval_results/owner--set.yaml",
+    }  # fmt: skip
+    added = {name: Blob(name.encode()) for name in kept | outdated}
+    repository.commit({**held, **added, "run.json": Blob(json.dumps(run).encode())}, "earlier")
+    capsys.readouterr()
+    push_to(out, Destination("user/replaced"))
+    assert set(repository.files()) == PUSHED | kept | {".gitattributes"}
+    assert_names(capsys.readouterr().err, *outdated)
+
+
+def test_push_of_a_soup_leaves_no_results_of_an_earlier_run(out, hub, online, tmp_path):
+    push_to(out, Destination("user/cooked"))
+    repository = hub.model("user/cooked")
+    card = repository.files()["README.md"].decode()
+    assert "model-index" in card
+    repository.commit(
+        {
+            **repository.commits[repository.resolve("main")],
+            "README.md": Blob(
+                f"{card.replace('library_name', 'language: en' + chr(10) + 'library_name')}\nMine.\n".encode()
+            ),
+        },
+        "edited",
+    )
+    folder = tmp_path / "soup"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copyfile(out / name, folder / name)
+    (folder / "soup.json").write_text("{}")
+    push_to(folder, Destination("user/cooked"))
+    files = repository.files()
+    assert set(files) == {".gitattributes", "README.md", "config.json", "model.safetensors", "soup.json"}
+    left = ModelCard(files["README.md"].decode())
+    assert left.text.strip() == "Mine."
+    assert left.data.to_dict() == {"language": "en", "library_name": "timm", "pipeline_tag": "image-classification"}
+    push_to(out, Destination("user/cooked"))
+    assert "Mine." in repository.files()["README.md"].decode()
+    assert "soup.json" not in repository.files()
+
+
 def test_push_to_branch_or_pull_request_does_not_change_main(trained, hub, online):
     hub.create("another/theirs")
     assert push_to(trained, Destination("another/theirs", create_pr=True)) == f"{hub.url}/another/theirs/discussions/1"

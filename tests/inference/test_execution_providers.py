@@ -171,8 +171,8 @@ def test_predict_with_providers_option(export, images, tmp_path, capsys):
 
 
 def test_validate_passes_providers_to_onnx_files_only(stock, export, colors, capsys):
-    words = ("--dataset_name", colors, "--split", "test", "--max_accuracy_drop", 100, "--providers", *HERE)
-    assert command("validate", stock, export, *words) == 0
+    words = ("--dataset_name", colors, "--split", "test", "--providers", *HERE)
+    assert command("validate", stock, export, "--max_accuracy_drop", 100, *words) == 0
     rows = capsys.readouterr().out.splitlines()
     assert rows[1].startswith(str(stock))
     assert ("cpu" if HERE == [CPU] else HERE[0].removesuffix("ExecutionProvider")) in rows[2].split()

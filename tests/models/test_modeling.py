@@ -24,7 +24,7 @@ from transformers import (
 
 import hfvit
 from hfvit.errors import ModelError
-from hfvit.models.configuration import HFViTConfig
+from hfvit.models.configuration import HFViTConfig, load_config
 from hfvit.models.modeling import HFViTForImageClassification
 
 COAT = {"embed_dims": [8, 16, 16, 16], "serial_depths": [1, 1, 1, 1], "parallel_depth": 1, "num_heads": 8}
@@ -201,6 +201,30 @@ def test_from_pretrained_of_an_adapter_without_weights_names_it(saved):
     (saved[0] / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "x/y"}')
     with pytest.raises(ModelError, match=r"^model_name_or_path: .*adapter_config\.json"):
         HFViTForImageClassification.from_pretrained(saved[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "repository"),
+    [
+        ("google/vit-base-patch16-224-in21k", "timm/vit_base_patch16_224.orig_in21k"),
+        ("google/vit-base-patch16-384", "timm/vit_base_patch16_384.orig_in21k_ft_in1k"),
+        ("facebook/deit-tiny-patch16-224", "timm/deit_tiny_patch16_224.fb_in1k"),
+        ("facebook/deit-base-distilled-patch16-384", "timm/deit_base_distilled_patch16_384.fb_in1k"),
+        ("facebook/convnext-tiny-224", "timm/convnext_tiny.fb_in1k"),
+        ("facebook/dinov2-small", "timm/vit_small_patch14_dinov2.lvd142m"),
+        ("facebook/dinov3-vitb16-pretrain-lvd1689m", "timm/vit_base_patch16_dinov3.lvd1689m"),
+        ("microsoft/swin-tiny-patch4-window7-224", "timm/swin_tiny_patch4_window7_224.ms_in1k"),
+        ("google/vit-unknown-patch16-224", "timm"),
+        ("user/vit", "timm"),
+    ],
+)
+def test_checkpoint_in_the_format_of_transformers_names_timms_repository(name, repository, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir(parents=True)
+    (tmp_path / name / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(ModelError, match=r"^model_name_or_path: ") as caught:
+        load_config(name)
+    assert_names(caught.value, name, "vit", repository)
 
 
 def test_from_pretrained_without_head_requires_labels(saved):

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+import zipfile
 from dataclasses import replace
 from functools import partial
 from itertools import combinations, pairwise
@@ -149,6 +150,20 @@ def test_images_of_another_run_or_a_damaged_file_are_not_shown(tmp_path):
     assert read_examples(tmp_path, record.examples) == {}
     np.savez(tmp_path / "examples.npz", mistakes=np.array([{"a": 1}], dtype=object))  # a pickle is not opened
     assert read_examples(tmp_path, record.examples) == {}
+
+
+@pytest.mark.parametrize("member", ["mistakes", "other"])
+def test_examples_that_would_take_all_memory_are_not_read(tmp_path, member):
+    record = with_images(make_record(2), tmp_path, 2)
+    arrays = read_examples(tmp_path, record.examples)
+    write_examples(tmp_path, {name: array for name, array in arrays.items() if name != member})
+    with (
+        zipfile.ZipFile(tmp_path / "examples.npz", "a") as archive,
+        archive.open(f"{member}.npy", "w") as file,
+    ):
+        shape = (len(arrays["mistakes"]), 1 << 24, 1 << 24, 3)
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    assert set(read_examples(tmp_path, record.examples)) == set(arrays) - {member}
 
 
 @pytest.mark.parametrize("mixed", [False, True])

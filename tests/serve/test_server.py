@@ -4,6 +4,7 @@ import base64
 import copy
 import io
 import json
+import os
 import signal
 import socket
 import threading
@@ -22,6 +23,7 @@ from PIL import Image
 from scipy.special import expit, softmax
 
 import hfvit
+from hfvit.cli.serve import exit_on_sigterm_as_init
 from hfvit.errors import HFViTError
 
 httpx = pytest.importorskip("httpx")
@@ -406,6 +408,20 @@ def test_sigterm_answers_the_request_in_progress_and_exits_with_0(folder, tmp_pa
 
         assert httpx.post(address, content=body(), timeout=20).json() == expected(photo(1))
         assert process.wait(20) == 0
+
+
+def test_first_process_of_a_container_exits_on_sigterm_while_it_loads(monkeypatch):
+    previous = signal.getsignal(signal.SIGTERM)
+    exit_on_sigterm_as_init()
+    assert signal.getsignal(signal.SIGTERM) is previous
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    try:
+        exit_on_sigterm_as_init()
+        with pytest.raises(SystemExit) as stop:
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert stop.value.code == 143
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -4,6 +4,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from helpers.messages import assert_names
 
 from hfvit.errors import DataError, ModelError
 from hfvit.utils.hub_ids import folder_or_hub_id
@@ -39,6 +40,13 @@ def test_folder_or_hub_id_expands_a_folder(folder, monkeypatch):
 def test_folder_or_hub_id_of_missing_folder_raises(folder, name):
     with pytest.raises(DataError, match=r"^dataset_name: "):
         folder_or_hub_id(name, DataError, "dataset_name")
+
+
+@pytest.mark.parametrize("revision", ["main", "refs/pr/1", "v1.0"])
+def test_folder_or_hub_id_with_a_revision_names_both(folder, revision):
+    with pytest.raises(ModelError, match=r"^model_name_or_path: ") as caught:
+        folder_or_hub_id(f"user/flowers@{revision}", ModelError, "model_name_or_path")
+    assert_names(caught.value, "user/flowers", revision)
 
 
 def test_folder_or_hub_id_of_typo_suggests_the_folder(folder):
