@@ -14,9 +14,10 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import hfvit
 from hfvit.cli import main as hfvit_command
-from hfvit.errors import DataError, HFViTError, ModelError
+from hfvit.errors import DataError, HFViTError, ModelError, NonFiniteLossError
 from hfvit.evaluation.soup import check_same_networks, check_same_validation_images
 from hfvit.models.configuration import load_config
+from hfvit.models.soup import cook_soup
 from hfvit.pipeline import main as train
 
 TEST = colored_split(31, 2)
@@ -91,6 +92,13 @@ def test_soup_of_runs_equals_plain_means(runs, tmp_path, kind):
     )
 
 
+def test_greedy_soup_takes_a_model_that_leaves_the_score_as_it_is():
+    weights = {name: {"w": torch.tensor([value])} for name, value in {"a": 1.0, "b": 3.0}.items()}
+    soup, mean_weights = cook_soup("greedy", ["a", "b"], weights.get, lambda each: 0.5, metric="accuracy")
+    assert soup.used == ["a", "b"]
+    assert mean_weights["w"].item() == 2.0
+
+
 def test_soup_command_prints_and_saves_the_scores(runs, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         hfvit_command(["soup", str(runs / "a"), str(runs / "b"), "--output_dir", str(tmp_path / "out")])
@@ -147,6 +155,15 @@ def test_runs_that_cannot_be_averaged_are_one_error(runs, tmp_path, stock):
         with pytest.raises(HFViTError, match=message):
             hfvit.soup(members, output_dir, device="cpu", **options)
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_soup_of_a_run_with_nan_raises(runs, tmp_path):
+    broken = shutil.copytree(runs / "b", tmp_path / "nan")
+    weights = load_file(broken / "model.safetensors")
+    weights["head.bias"][:] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NonFiniteLossError):
+        hfvit.soup([runs / "a", broken], tmp_path / "out", device="cpu")
 
 
 def test_soup_of_one_path_is_of_one_run():
