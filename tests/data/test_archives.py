@@ -66,7 +66,7 @@ def test_load_splits_of_an_archive_counts_hidden_members(tmp_path, caplog):
 
 
 def write_odd_archive(path):
-    """Write an archive with two images, one of them outside it, an absolute name, and links to the first image."""
+    """Write an archive with an image, two with names outside it, and links."""
     images = ("cat/1.png", "../cat/2.png", "/cat/3.png")
     if path.suffix == ".zip":
         with zipfile.ZipFile(path, "w") as archive:
