@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from transformers import EarlyStoppingCallback, TrainerState
 
 from hfvit.artifacts.constants import STATE_FILE
+from hfvit.data.folders import canonical_split
 from hfvit.errors import DataError, ModelError, RecipeError, one_line
 from hfvit.recipe.loader import default_of
 from hfvit.utils.files import write_text
@@ -174,10 +175,10 @@ def check_origin(checkpoint: str, origin: dict[str, Any], allow_changed_data: bo
     Args:
         checkpoint: checkpoint to resume from; one of version 0.1 is not checked.
         origin: description of `describe_origin`.
-        allow_changed_data: resume although validation images may have been trained on.
+        allow_changed_data: resume although validation or test images may have been trained on.
 
     Raises:
-        DataError: validation images are held out of the training split, which changed.
+        DataError: validation or test images are of the split that was trained on, and the splits changed.
         RecipeError: the global batch size or the optimizer changed, or a schedule that has a state.
     """
     before = ResumeState.load(checkpoint).origin
@@ -205,8 +206,8 @@ def check_origin(checkpoint: str, origin: dict[str, Any], allow_changed_data: bo
     if _may_leak(before["splits"], origin["splits"]) and not allow_changed_data:
         raise DataError(
             "resume_from_checkpoint: the data changed since the checkpoint was written"
-            f" ({'; '.join(changes)}), so validation images may have been trained on. Restore the data set and the"
-            " recipe, start a new run, or pass --allow_changed_data."
+            f" ({'; '.join(changes)}), so validation or test images may have been trained on. Restore the data set"
+            " and the recipe, start a new run, or pass --allow_changed_data."
         )
 
 
@@ -239,10 +240,17 @@ def _recipes(before: dict[str, Any], now: dict[str, Any]) -> tuple[dict[str, Any
 
 
 def _may_leak(before: dict[str, dict], now: dict[str, dict]) -> bool:
-    """Return whether images of the validation split may have been trained on."""
-    held_out = before["train"]["source"] == before["validation"]["source"].split(",")[0]
+    """Return whether images that are evaluated may have been trained on."""
     changed = [role for role in ("train", "validation") if before.get(role) != now.get(role)]
-    return held_out and bool(changed)
+    evaluated = [before["validation"], *(split for role, split in now.items() if role != "train")]
+    trained = _names(before["train"])
+    return bool(changed) and any(not trained.isdisjoint(_names(split)) for split in evaluated)
+
+
+def _names(split: dict[str, Any]) -> set[str]:
+    """Return the original splits of a source, without slices and fractions."""
+    names = {part.split("[")[0] for part in split["source"].split(",")[0].split("+")}
+    return {canonical_split(name) or name for name in names}
 
 
 def _shown(splits: dict[str, dict]) -> dict[str, str]:

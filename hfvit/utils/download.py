@@ -77,8 +77,6 @@ def is_public_address(address: str) -> bool:
         embedded = ip.ipv4_mapped or ip.sixtofour
         if ip in NAT64:
             embedded = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if ip.teredo:
-            return False
     if embedded is not None:
         return is_public_address(str(embedded))
     if ip.version == 6 and ip not in GLOBAL_UNICAST:

@@ -1,5 +1,6 @@
 """Checkpoint validation, choice of the checkpoint to resume from, and cleanup of the output folder."""
 
+import json
 import re
 
 import pytest
@@ -33,19 +34,20 @@ def test_checkpoint_error_finds_missing_and_changed_files(tmp_path):
 
 
 def test_auto_takes_the_newest_valid_checkpoint_and_logs_skipped_ones(tmp_path, caplog):
-    for step in (3, 6, 9):
+    for step in (8, 9, 10):
         make_checkpoint(tmp_path, f"checkpoint-{step}")
-    (tmp_path / "checkpoint-9" / "rng_state.pth").write_text("{")
+    (tmp_path / "checkpoint-10" / "rng_state.pth").write_text("{")
+    (tmp_path / "broken-checkpoint-10" / "plots").mkdir(parents=True)  # of an earlier resume
     (tmp_path / ".saving" / "checkpoint-12").mkdir(parents=True)
     for name in (".run.12345.json", ".README.12345.md", ".recipe.12345.yaml", ".examples.12345.npz"):
         (tmp_path / name).write_text("half")
     other = claim_output_dir(str(tmp_path), "auto", overwrite=False, is_main=False)  # reads sizes, touches nothing
-    assert other == str(tmp_path / "checkpoint-6")
-    assert (tmp_path / "checkpoint-9").exists()
-    (tmp_path / "checkpoint-6" / "rng_state.pth").write_text("[]")
-    assert claim_output_dir(str(tmp_path), "auto", overwrite=False) == str(tmp_path / "checkpoint-3")
-    assert_logged(caplog, "WARNING", "checkpoint-9", "broken-checkpoint-9", "rng_state.pth", 1)
-    assert_logged(caplog, "WARNING", "checkpoint-6", "broken-checkpoint-6", "rng_state.pth")
+    assert other == str(tmp_path / "checkpoint-9")
+    assert (tmp_path / "checkpoint-10").exists()
+    (tmp_path / "checkpoint-9" / "rng_state.pth").write_text("[]")
+    assert claim_output_dir(str(tmp_path), "auto", overwrite=False) == str(tmp_path / "checkpoint-8")
+    assert_logged(caplog, "WARNING", "checkpoint-10", "broken-checkpoint-10", "rng_state.pth", 1)
+    assert_logged(caplog, "WARNING", "checkpoint-9", "broken-checkpoint-9", "rng_state.pth")
     assert not (tmp_path / ".saving").exists()
     remove_checkpoints(tmp_path)
     assert not list(tmp_path.iterdir())
@@ -53,9 +55,10 @@ def test_auto_takes_the_newest_valid_checkpoint_and_logs_skipped_ones(tmp_path, 
 
 def test_auto_skips_a_checkpoint_without_training_state(tmp_path, caplog):
     make_checkpoint(tmp_path, "checkpoint-3")
-    alone = tmp_path / "checkpoint-6"
-    alone.mkdir()
-    (alone / "checkpoint.json").write_text('{"files": {}}')
+    alone = make_checkpoint(tmp_path, "checkpoint-6")  # with trainer_state.json, as of `save_only_model`
+    manifest = json.loads((alone / "checkpoint.json").read_text())
+    del manifest["files"]["rng_state.pth"]
+    (alone / "checkpoint.json").write_text(json.dumps(manifest))
     assert claim_output_dir(str(tmp_path), "auto", overwrite=False) == str(tmp_path / "checkpoint-3")
     assert alone.exists()
     assert_logged(caplog, "WARNING", alone, "save_only_model")
@@ -113,6 +116,18 @@ def test_resume_from_an_older_checkpoint_needs_overwrite(tmp_path):
     assert newest_checkpoint(tmp_path).name == "checkpoint-9"  # nothing is deleted before the run begins
     clear_run(tmp_path, older)
     assert sorted(folder.name for folder in tmp_path.iterdir()) == ["checkpoint-3", "checkpoint-6"]
+
+
+def test_resume_from_a_checkpoint_with_changed_content_raises(tmp_path):
+    checkpoint = make_checkpoint(tmp_path)
+    (checkpoint / "rng_state.pth").write_text("[]")  # as many bytes
+    with pytest.raises(RecipeError, match=r"^resume_from_checkpoint: .*\brng_state\.pth\b"):
+        claim_output_dir(str(tmp_path), str(checkpoint), overwrite=False)
+
+
+def test_checkpoint_of_a_step_that_was_saved_before_replaces_it(tmp_path):
+    (make_checkpoint(tmp_path) / "more").touch()
+    assert not (make_checkpoint(tmp_path) / "more").exists()
 
 
 def test_resume_of_true_names_auto(tmp_path):

@@ -6,6 +6,7 @@ import io
 import json
 import lzma
 import os
+import stat
 import struct
 import tarfile
 import tracemalloc
@@ -16,7 +17,9 @@ from helpers.layouts import archive_folder, class_counts, image_bytes, paths, wr
 from helpers.messages import assert_names
 from helpers.splits import load_splits, stream_splits
 
+from hfvit.data.archives import list_archive, read_members
 from hfvit.data.decode import decode
+from hfvit.data.folders import LeftOut, find_files
 from hfvit.errors import DataError
 
 
@@ -60,6 +63,39 @@ def test_load_splits_of_an_archive_counts_hidden_members(tmp_path, caplog):
     with caplog.at_level("INFO", logger="hfvit"):
         load_splits(str(archive_folder(source, tmp_path / "set.zip")))
     assert any("Left out 5 files" in message for message in caplog.messages)
+
+
+def write_odd_archive(path):
+    """Write an archive with an image, two with names outside it, and links."""
+    images = ("cat/1.png", "../cat/2.png", "/cat/3.png")
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for number, name in enumerate(images):
+                archive.writestr(name, image_bytes(number))
+            link = zipfile.ZipInfo("cat/link.png")
+            link.external_attr = (stat.S_IFLNK | 0o777) << 16
+            archive.writestr(link, "1.png")
+        return
+    with tarfile.open(path, "w") as archive:
+        for number, name in enumerate(images):
+            info = tarfile.TarInfo(name)
+            info.size = len(image_bytes(number))
+            archive.addfile(info, io.BytesIO(image_bytes(number)))
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
+            link = tarfile.TarInfo(f"cat/link{kind.decode()}.png")
+            link.type, link.linkname = kind, "cat/1.png"
+            archive.addfile(link)
+
+
+@pytest.mark.parametrize("extension", ["zip", "tar"])
+def test_list_archive_has_no_links_and_no_names_outside(tmp_path, extension):
+    path = tmp_path / f"set.{extension}"
+    write_odd_archive(path)
+    assert [member.name for member in read_members(str(path)) if member.name.startswith("cat/")] == ["cat/1.png"]
+    [archive] = find_files(tmp_path, LeftOut())[0]
+    left_out = LeftOut()
+    assert [file.path for file in list_archive(archive, left_out)] == ["cat/1.png"]
+    assert sum(left_out.counts().values()) == 2
 
 
 @pytest.mark.parametrize("extension", ["zip", "tar", "tar.gz"])

@@ -8,6 +8,7 @@ from PIL import Image, PngImagePlugin
 
 from hfvit.data.decode import read_bytes
 from hfvit.data.image_metadata import excessive_metadata
+from hfvit.data.open_image import ImageLimitError
 from hfvit.errors import DataError
 
 ORIENTATION = (0x0112, 3, 1, 6 << 16)
@@ -27,11 +28,11 @@ def file_of(kind: str, **options) -> bytes:
     return file.getvalue()
 
 
-def jpeg(exif: bytes, part: int = 60_000) -> bytes:
+def jpeg(exif: bytes, part: int = 60_000, before: bytes = b"") -> bytes:
     parts = [exif[start : start + part] for start in range(0, len(exif), part)]
     segments = [b"\xff\xe1" + struct.pack(">H", 8 + len(each)) + b"Exif\0\0" + each for each in parts]
     content = file_of("JPEG")
-    return content[:2] + b"".join(segments) + content[2:]
+    return content[:2] + before + b"".join(segments) + content[2:]
 
 
 def tiff(values: int) -> bytes:
@@ -70,6 +71,9 @@ def heif(*headers: bytes) -> bytes:
     [
         jpeg(directory(1000)),
         jpeg(directory(1), part=2),
+        jpeg(b"Exif\0\0" + directory(1000)),
+        jpeg(directory(1000), before=b"\xff\xff\xff"),
+        jpeg(directory(1000), before=b"\xff\xd0"),
         file_of("PNG", exif=directory(1000)),
         png_with_profile(directory(1000, 120_000)),
         webp(directory(1000)),
@@ -77,12 +81,15 @@ def heif(*headers: bytes) -> bytes:
         big_tiff(1000),
         gif(*[b"\1a"] * 5000),
         gif(b"\1a" * 5000),
+        gif(*[b""] * 5000),
     ],
-    ids=["JPEG", "JPEG parts", "PNG", "PNG profile", "WebP", "TIFF", "BigTIFF", "GIF", "GIF blocks"],
-)
+    ids=["JPEG", "JPEG parts", "JPEG two heads", "JPEG fill bytes", "JPEG restart", "PNG", "PNG profile", "WebP",
+         "TIFF", "BigTIFF", "GIF", "GIF blocks", "GIF empty comments"],
+)  # fmt: skip
 def test_file_with_metadata_that_grows_is_refused(content):
-    with pytest.raises(DataError, match=r"^x: "):
+    with pytest.raises(DataError, match=r"^x: ") as caught:
         read_bytes(content, "x")
+    assert isinstance(caught.value.__cause__, ImageLimitError)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +115,13 @@ def test_file_with_large_metadata_is_read(content):
 def test_excessive_metadata_of_a_truncated_file_is_none(content):
     for size in (*range(0, 60), 200, 1000):
         assert excessive_metadata(io.BytesIO(content[:size])) is None
+
+
+def test_excessive_metadata_takes_more_than_two_files():
+    assert excessive_metadata(io.BytesIO(directory(3))) is None
+    assert excessive_metadata(io.BytesIO(directory(4)))
+    beyond_the_end = directory(0, entries=[(1000, 7, 2**31, 8)])
+    assert excessive_metadata(io.BytesIO(beyond_the_end)) is None
 
 
 def test_excessive_metadata_of_heif_reads_each_directory():

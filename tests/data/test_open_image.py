@@ -238,8 +238,13 @@ def test_limits_are_checked_before_pixels_are_decoded(limits, message, format, t
             pass
 
 
-def test_jpeg_with_many_scans_raises_image_limit_error():
-    content = content_of(colored_image(0, np.random.default_rng(0), size=64), "JPEG", progressive=True)
+@pytest.mark.parametrize("format", ["JPEG", "MPO"])
+def test_jpeg_with_many_scans_raises_image_limit_error(format):
+    image = colored_image(0, np.random.default_rng(0), size=64)
+    frames = {"save_all": True, "append_images": [image]} if format == "MPO" else {}
+    content = content_of(image, format, progressive=True, **frames)
+    with Image.open(io.BytesIO(content)) as opened:
+        assert opened.format == format
     assert read_bytes(content, "upload").size == (64, 64)
     last = content.rindex(b"\xff\xda")
     scans = content[:-2] + content[last:-2] * 10_000 + b"\xff\xd9"

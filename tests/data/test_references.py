@@ -168,6 +168,18 @@ def test_saved_dataset_whose_files_are_outside_is_refused(tmp_path, splits):
     assert len(splits.train) + len(splits.validation) == 20
 
 
+@pytest.mark.parametrize("is_absolute", [False, True])
+def test_saved_dataset_whose_splits_are_outside_is_refused(tmp_path, is_absolute):
+    saved = datasets.Dataset.from_list(rows_of())
+    datasets.DatasetDict({"train": saved}).save_to_disk(tmp_path / "set")
+    saved.save_to_disk(tmp_path / "private")
+    outside = str(tmp_path / "private") if is_absolute else "../private"
+    (tmp_path / "set/dataset_dict.json").write_text(json.dumps({"splits": [outside]}))
+    with pytest.raises(DataError, match=r"^dataset_name: .*dataset_dict\.json") as caught:
+        load_splits(str(tmp_path / "set"), train_split=outside, test_split=None)
+    assert_names(caught.value, outside, "allow_outside_paths")
+
+
 @pytest.mark.parametrize("is_folder", [False, True])
 def test_saved_dataset_with_a_link_to_files_outside_is_refused(tmp_path, is_folder):
     saved = datasets.DatasetDict({"train": datasets.Dataset.from_list(rows_of())})

@@ -38,9 +38,14 @@ def test_cross_validated_leaves_out_small_classes():
 
 
 def test_suspicious_rows_needs_the_confidence_of_the_other_class():
-    probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.3, 0.7], [0.45, 0.55], [0.05, 0.95]])
-    labels = np.array([0, 0, 1, 1, 0, 0])
-    assert suspicious_rows(probabilities, labels).tolist() == [5]
+    of_second = np.array([0.1, 0.2, 0.875, 0.625, 0.55, 0.95, 0.75])  # the mean of the two images of this class
+    labels = np.array([0, 0, 1, 1, 0, 0, 0])
+    assert suspicious_rows(np.stack([1 - of_second, of_second], axis=1), labels).tolist() == [5, 6]
+
+
+def test_suspicious_rows_has_none_for_a_class_without_images():
+    probabilities = np.array([[0.1, 0.1, 0.8], [0.9, 0.05, 0.05], [0.1, 0.8, 0.1]])
+    assert suspicious_rows(probabilities, np.array([0, 0, 1])).tolist() == []
 
 
 @pytest.fixture

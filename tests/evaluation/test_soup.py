@@ -17,6 +17,7 @@ from hfvit.cli import main as hfvit_command
 from hfvit.errors import DataError, HFViTError, ModelError, NonFiniteLossError
 from hfvit.evaluation.soup import check_same_networks, check_same_validation_images
 from hfvit.models.configuration import load_config
+from hfvit.models.soup import cook_soup
 from hfvit.pipeline import main as train
 
 TEST = colored_split(31, 2)
@@ -89,6 +90,13 @@ def test_soup_of_runs_equals_plain_means(runs, tmp_path, kind):
     assert hfvit.validate(tmp_path / "soup", split="test", device="cpu", show_progress=False).rows[0].accuracy == (
         record.soup.score
     )
+
+
+def test_greedy_soup_takes_a_model_that_leaves_the_score_as_it_is():
+    weights = {name: {"w": torch.tensor([value])} for name, value in {"a": 1.0, "b": 3.0}.items()}
+    soup, mean_weights = cook_soup("greedy", ["a", "b"], weights.get, lambda each: 0.5, metric="accuracy")
+    assert soup.used == ["a", "b"]
+    assert mean_weights["w"].item() == 2.0
 
 
 def test_soup_command_prints_and_saves_the_scores(runs, tmp_path, capsys):

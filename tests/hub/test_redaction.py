@@ -1,12 +1,14 @@
 """Local paths are redacted in pushed files."""
 
 import json
+import shlex
 
 import pytest
 import yaml
 from helpers.records import make_record
 
 from hfvit.artifacts.run_record import RunRecord
+from hfvit.artifacts.run_sections import TextModel
 from hfvit.hub.redaction import redact_paths, redact_record
 
 CONTENT = {
@@ -34,6 +36,30 @@ def test_redact_paths_keeps_the_last_part():
     assert public["model"]["base_model"] == "vit"
     assert public["recipe"] == {"dataset_name": "cats", "output_dir": "out", "model_args": {"file": "w.pt"}}
     assert public["metrics"]["test"]["per_class"] == CONTENT["metrics"]["test"]["per_class"]
+
+
+@pytest.mark.parametrize("path", ["/home/me/w.pt", "~/w.pt", "./w.pt", "..\\w.pt", "D:/x/w.pt", "\\\\host\\x\\w.pt"])
+def test_redact_paths_knows_paths_of_any_system(path):
+    content = {"recipe": {"model_args": {"file": path}, "label_separator": "/ ", "text": f"{path}\nis a text"}}
+    public = json.loads(redact_paths(json.dumps(content), "run.json", None))
+    assert public == {"recipe": {**content["recipe"], "model_args": {"file": "w.pt"}}}
+
+
+def test_redact_paths_of_a_command_knows_paths_of_two_lines():
+    content = {"command": shlex.join(["hfvit", "train", "/home/me/a\nb.yaml"])}
+    public = json.loads(redact_paths(json.dumps(content), "run.json", None))
+    assert shlex.split(public["command"]) == ["hfvit", "train", "a\nb.yaml"]
+
+
+def test_redact_paths_of_a_local_text_encoder_that_is_gone():
+    record = local_run()
+    record.model.texts = TextModel(
+        text_encoder="models/bert", is_local=True, model_type="bert", fusion="concatenation", max_text_length=8,
+        parameters=1,
+    )  # fmt: skip
+    content = {"command": "hfvit train r.yaml --text_encoder models/bert", "recipe": {"text_encoder": "models/bert"}}
+    public = json.loads(redact_paths(json.dumps(content), "run.json", record))
+    assert public == {"command": "hfvit train r.yaml --text_encoder bert", "recipe": {"text_encoder": "bert"}}
 
 
 def test_redact_record_removes_paths_and_keeps_class_names():

@@ -65,6 +65,11 @@ def test_calibration_equals_a_hand_count():
     assert ece == pytest.approx(expected)
 
 
+def test_calibration_bins_contain_their_upper_edge():
+    bins, _ = calibration(np.array([5 / 15, 0.34, 1.0]), np.array([True, True, True]))
+    assert [entry["images"] for entry in bins] == [1, 1, 1]
+
+
 def test_top5_accuracy_with_two_classes_is_1():
     result = ImageClassificationMetric(["no", "yes"]).compute(
         predictions=np.array([[2.0, 1.0], [0.0, 3.0]]), references=np.array([1, 1])

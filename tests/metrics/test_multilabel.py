@@ -54,18 +54,23 @@ def test_macro_f1_leaves_out_classes_without_labels_and_predictions():
 
 def test_multilabel_metrics_of_each_class_are_those_of_sklearn(answers):
     logits, targets = answers
-    found = multilabel_metrics(logits, targets, NAMES)
+    thresholds = np.array([0.3, 0.5, 0.6, 0.7])
+    found = multilabel_metrics(logits, targets, NAMES, thresholds)
     record = MultiLabelMetrics.from_json(found)
-    predicted = expit(logits) >= 0.5
+    predicted = expit(logits) >= thresholds
+    assert record.micro_f1 == pytest.approx(sklearn_metrics.f1_score(targets, predicted, average="micro"))
+    assert [entry.threshold for entry in record.per_class] == thresholds.tolist()
     scores = sklearn_metrics.precision_recall_fscore_support(targets, predicted, zero_division=0)
     for index, entry in enumerate(record.per_class):
         assert (entry.label, entry.images) == (NAMES[index], scores[3][index])
         assert (entry.precision, entry.recall, entry.f1) == pytest.approx([score[index] for score in scores[:3]])
     assert record.per_class[3].average_precision is None
     assert record.per_class[3].curve == []
-    precision, recall, _ = sklearn_metrics.precision_recall_curve(targets[:, 0], expit(logits[:, 0]))
-    known = set(zip(np.round(recall, 4), np.round(precision, 4), strict=True))
-    assert set(record.per_class[0].curve) <= known
+    for curve, columns in ((record.per_class[0].curve, slice(1)), (record.curve, slice(None))):
+        truth, probabilities = targets[:, columns].ravel(), expit(logits[:, columns]).ravel()
+        precision, recall, _ = sklearn_metrics.precision_recall_curve(truth, probabilities)
+        assert set(curve) <= set(zip(np.round(recall, 4), np.round(precision, 4), strict=True))
+        assert curve[-1][0] == 1.0
     assert record.labels_per_image == targets.sum() / 200
 
 
@@ -104,6 +109,13 @@ def test_bootstrap_intervals_are_seeded_and_those_of_drawn_images(answers):
     assert low < multilabel_scalars(logits, targets)["map"] < high
 
 
+def test_bootstrap_interval_of_map_leaves_out_classes_that_were_not_drawn():
+    targets = np.zeros((20, 2), np.int64)
+    targets[:10, 0] = targets[0, 1] = 1  # a third of the resamples have no image of the second class
+    found = bootstrap_intervals(0.1 + 0.8 * targets, targets, targets)
+    assert found["map_interval"] == pytest.approx([1.0, 1.0])
+
+
 def test_fit_thresholds_finds_the_largest_f1_of_each_class(answers):
     logits, targets = answers
     probabilities = expit(logits)
@@ -123,3 +135,13 @@ def test_fit_thresholds_of_separable_classes_lies_between_them():
     probabilities = np.array([[0.1], [0.2], [0.9], [1.0]])
     assert fit_thresholds(probabilities, np.array([[0], [0], [1], [1]])) == pytest.approx([0.55])
     assert fit_thresholds(probabilities, np.ones((4, 1))) == [0.5]
+
+
+def test_fit_thresholds_of_equal_f1_takes_the_one_closest_to_one_half():
+    """F1 is 2/3 for the first image alone, and for all images."""
+    probabilities = np.array([[0.9], [0.6], [0.55], [0.4]])
+    assert fit_thresholds(probabilities, np.array([[1], [0], [0], [1]])) == pytest.approx([0.75])
+
+
+def test_fit_thresholds_below_all_probabilities_is_half_of_the_lowest():
+    assert fit_thresholds(np.array([[0.4], [0.5], [0.6]]), np.array([[1], [0], [1]])) == pytest.approx([0.2])

@@ -12,6 +12,7 @@ from sklearn.metrics import (
     balanced_accuracy_score,
     confusion_matrix,
     matthews_corrcoef,
+    precision_recall_fscore_support,
     roc_auc_score,
     top_k_accuracy_score,
 )
@@ -49,6 +50,9 @@ def test_metrics_equal_scikit_learns(classes, margin, ties):
     if classes > 2:
         expected = top_k_accuracy_score(labels, logits, k=min(5, classes - 1), labels=range(classes))
         assert classes <= 5 or ties or found["top5_accuracy"] == pytest.approx(expected)
+    each = precision_recall_fscore_support(labels, predicted, labels=range(classes), zero_division=0)
+    for key, expected in zip(("precision", "recall", "f1", "images"), each, strict=True):
+        assert [entry[key] for entry in found["per_class"]] == pytest.approx(list(expected))
     matrix = ConfusionMatrix.from_json(found["confusion_matrix"]).dense()
     assert np.array_equal(matrix, confusion_matrix(labels, predicted, labels=range(classes)))
 
@@ -69,9 +73,16 @@ def test_ranks_are_those_of_a_stable_sort():
     assert np.array_equal(label_ranks(logits, labels), (order == labels[:, None]).argmax(axis=1))
 
 
-def test_ranking_is_undefined_where_all_images_are_of_one_class():
-    found = classification_metrics(np.eye(3)[[0, 1]], np.array([1, 1]), list("abc"))
+@pytest.mark.parametrize("classes", [2, 3])
+def test_ranking_is_undefined_where_all_images_are_of_one_class(classes):
+    found = classification_metrics(np.eye(classes)[[0, 1]], np.array([1, 1]), list("abc")[:classes])
     assert (found["auc"], found["average_precision"], found["mcc"]) == (None, None, 0.0)
+    assert "roc_curve" not in found
+
+
+def test_label_with_nan_ranks_last():
+    logits = np.array([[np.nan, 1.0, 2.0], [0.0, np.nan, 2.0]])
+    assert label_ranks(logits, np.array([0, 0])).tolist() == [3, 1]
 
 
 def test_ranking_is_left_out_above_the_limit(monkeypatch):

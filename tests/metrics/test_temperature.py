@@ -48,11 +48,11 @@ def test_negative_log_likelihood_equals_scikit_learn():
 
 
 def test_calibrated_metrics_are_those_of_the_divided_logits_of_other_images():
-    results = {"validation": confident(400, 3.0, 1), "test": confident(900, 3.0, 2)}
+    results = {"validation": confident(403, 3.0, 1), "test": confident(900, 3.0, 2)}
     found = calibrate(results)
-    assert found.value > 1.3
+    assert found.value > 1.2
     assert found.folds == 5
-    temperatures = {"test": np.full((900, 1), found.value), "validation": np.empty((400, 1))}
+    temperatures = {"test": np.full((900, 1), found.value), "validation": np.empty((403, 1))}
     for others, rows in KFold(5, shuffle=True, random_state=0).split(results["validation"][1]):
         logits, labels = results["validation"]
         temperatures["validation"][rows] = fitted_by_torch(logits[others], labels[others])
@@ -68,6 +68,23 @@ def test_calibrated_metrics_are_those_of_the_divided_logits_of_other_images():
         assert split.ece < before["ece"]
         assert split.loss < before["loss"]
     json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_fold_whose_other_images_are_all_correct_keeps_its_logits():
+    labels = np.arange(20) % 3
+    logits = 3.0 * np.eye(3)[labels]
+    logits[7] = np.roll(logits[7], 1)
+    found = calibrate({"validation": (logits, labels)})
+    divided = np.empty_like(logits)
+    for others, rows in KFold(5, shuffle=True, random_state=0).split(labels):
+        divided[rows] = logits[rows] / (1.0 if 7 in rows else fitted_by_torch(logits[others], labels[others]))
+    expected = torch.nn.functional.cross_entropy(torch.from_numpy(divided), torch.from_numpy(labels)).item()
+    assert found.splits["validation"].loss == pytest.approx(expected, abs=1e-4)
+
+
+def test_three_validation_images_have_three_folds():
+    logits = np.array([[0.0, 0.5], [0.0, 1.0], [1.0, 0.0]])
+    assert calibrate({"validation": (logits, np.array([0, 1, 0]))}).folds == 3
 
 
 def test_no_temperature_if_all_is_correct_or_logits_are_constant():

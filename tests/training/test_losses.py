@@ -42,10 +42,14 @@ def test_binary_cross_entropy_by_its_definition():
 
 
 def test_asymmetric_loss_by_its_definition():
+    weights = torch.tensor([1.0, 2.0, 3.0, 0.5])
     positive = LOGITS.sigmoid()
     negative = (1 - positive + 0.05).clamp(max=1)
-    terms = TARGETS * (1 - positive) * positive.log() + (1 - TARGETS) * (1 - negative) ** 4 * negative.log()
-    torch.testing.assert_close(asymmetric_loss(LOGITS, TARGETS), -terms.mean())
+    terms = weights * TARGETS * (1 - positive) * positive.log()
+    terms = terms + (1 - TARGETS) * (1 - negative) ** 4 * negative.log()
+    torch.testing.assert_close(asymmetric_loss(LOGITS, TARGETS, class_weights=weights), -terms.mean())
+    smoothed = asymmetric_loss(LOGITS, 0.8 * TARGETS + 0.1, class_weights=weights)
+    torch.testing.assert_close(asymmetric_loss(LOGITS, TARGETS, 0.2, weights), smoothed)
 
 
 @pytest.mark.parametrize("loss", [binary_cross_entropy, asymmetric_loss])

@@ -10,6 +10,7 @@ import resource
 import shutil
 import stat
 import sys
+from contextlib import nullcontext
 
 import datasets
 import numpy as np
@@ -207,6 +208,34 @@ def test_resume_with_changed_split_raises(killed_run, tmp_path, change):
     assert (tmp_path / "out" / "README.md").exists()
 
 
+@pytest.mark.parametrize("role", ["train", "validation"])
+@pytest.mark.parametrize(
+    ("train", "validation", "may_leak"),
+    [
+        ("train", "train, 0.2 held out", True),
+        ("train", "training, 0.2 held out", True),  # another name of a local split
+        ("train[:80%]", "train[80%:]", True),
+        ("extra+train", "train, fold 0 of 5 held out", True),
+        ("train", "validation", False),
+    ],
+)
+def test_resume_with_a_changed_part_of_the_training_split_raises(tmp_path, role, train, validation, may_leak):
+    splits = {role: {**SPLITS[role], "source": name} for role, name in (("train", train), ("validation", validation))}
+    ResumeState(1, [0.0], 1, 1, 1, origin=describe_origin({}, splits)).save(tmp_path)
+    changed = describe_origin({}, {**splits, role: {**splits[role], "fingerprint": "1"}})
+    check_origin(str(tmp_path), changed, allow_changed_data=True)
+    with pytest.raises(DataError, match=r"^resume_from_checkpoint: ") if may_leak else nullcontext():
+        check_origin(str(tmp_path), changed)
+
+
+@pytest.mark.parametrize("role", ["validation", "test"])
+def test_resume_that_evaluates_images_of_the_training_split_raises(tmp_path, role):
+    ResumeState(1, [0.0], 1, 1, 1, origin=describe_origin({}, SPLITS)).save(tmp_path)
+    train, held_out = ({"source": source, "rows": 1, "fingerprint": "1"} for source in ("train[:80%]", "train[80%:]"))
+    with pytest.raises(DataError, match=r"^resume_from_checkpoint: "):
+        check_origin(str(tmp_path), describe_origin({}, {**SPLITS, "train": train, role: held_out}))
+
+
 def test_resume_with_other_optim_args_raises(tmp_path):
     origin = describe_origin({"optim": "timm/lion"}, {})
     ResumeState(1, [0.0], 1, 1, 1, origin=origin).save(tmp_path)
@@ -396,7 +425,7 @@ def test_losses_are_finite_after_any_resume(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.train(str(checkpoint))
     assert np.isfinite(losses(trainer)).all()
-    with pytest.raises(HFViTError):
+    with pytest.raises(HFViTError, match=r"^resume_from_checkpoint: "):
         make_trainer(tmp_path).train(str(tmp_path / "checkpoint-99"))
 
 

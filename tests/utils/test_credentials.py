@@ -28,6 +28,9 @@ HUB_TOKEN = "hf_" + "a1B2" * 8
         ("https://a/b?X-Amz-Date=1&X-Amz-Signature=0af: no", "https://a/b?X-Amz-Date=1&X-Amz-Signature=***: no"),
         ("('https://a/b?sv=1&sig=x%2Fy%3D#z')", "('https://a/b?sv=1&sig=***#z')"),
         ("https://a/b?access_token=x&tokens=2&design=3", "https://a/b?access_token=***&tokens=2&design=3"),
+        ("https://a/b?X-Goog-Credential=x&Signature=y", "https://a/b?X-Goog-Credential=***&Signature=***"),
+        ("https://a/b?x-amz-security-token=x&apikey=y", "https://a/b?x-amz-security-token=***&apikey=***"),
+        ("https://a/b?api_key=x&password=y&secret=z", "https://a/b?api_key=***&password=***&secret=***"),
     ],
 )
 def test_mask_credentials(text, masked, monkeypatch):
@@ -36,6 +39,15 @@ def test_mask_credentials(text, masked, monkeypatch):
     monkeypatch.setenv("OTHER_TOKEN", "words")  # too short to be one
     assert mask_credentials(text) == masked
     assert mask_values({"a": [text, 1, None], "b": {"c": text}}) == {"a": [masked, 1, None], "b": {"c": masked}}
+
+
+@pytest.mark.parametrize(
+    "name", ["AWS_SECRET_ACCESS_KEY", "AZURE_STORAGE_KEY", "CLIENT_SECRET", "DB_PASSWORD", "DB_PASSWD", "PASSPHRASE"]
+)
+def test_values_of_secret_variables_are_masked(name, monkeypatch):
+    monkeypatch.setenv(name, "planted-value")
+    monkeypatch.setenv("KEYBOARD", "other-value")
+    assert mask_credentials("planted-value, other-value") == "***, other-value"
 
 
 def test_log_records_and_tracebacks_are_masked(capsys):
