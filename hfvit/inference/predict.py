@@ -240,7 +240,7 @@ def write_grid(results: list[Prediction], path: str | Path) -> None:
             axis.set_title(drawable(title), fontsize=7, color="#777777", parse_math=False)
             text = "\n".join(f"{drawable(label)} {value:.1%}" for label, value in classes)
             axis.text(0.5, -0.03, text, transform=axis.transAxes, ha="center", va="top", fontsize=8, parse_math=False)
-        with temporary_file(path) as temporary:
+        with temporary_file(Path(path)) as temporary:
             figure.savefig(temporary, dpi=110)
 
 
