@@ -196,7 +196,9 @@ def _earlier_result(hub_run: str) -> str | None:
 
 def exports_left_out(folder: str | Path, include: tuple[str, ...]) -> list[str]:
     """Return the exports in `folder` that are not in `include`."""
-    return [name for name in EXPORTS if name not in include and (expand_user(folder) / name).is_dir()]
+    root = expand_user(folder)
+    # An export that failed may have left an empty folder.
+    return [name for name in EXPORTS if name not in include and any((root / name).glob("[!.]*"))]
 
 
 def _export(root: Path, name: str) -> dict[str, Path]:

@@ -23,7 +23,7 @@ from hfvit.artifacts.export_folder import find_exports
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.cli.export_onnx import main as export
 from hfvit.errors import HubError, PushArgumentError, run
-from hfvit.hub.files import files_to_push
+from hfvit.hub.files import exports_left_out, files_to_push
 from hfvit.hub.push import Destination, push_to
 from hfvit.pipeline import main
 from hfvit.trt.triton import triton_config
@@ -503,6 +503,15 @@ def test_dry_run_lists_files_and_sizes_and_sends_nothing(trained):
 def test_checkpoint_without_run_json_is_pushed_unchanged(tmp_path, hub, online):
     build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO).save_pretrained(tmp_path / "m")
     assert [file.path for file in files_to_push(tmp_path / "m", "user/m")] == ["config.json", "model.safetensors"]
+
+
+def test_exports_left_out_are_folders_with_files(tmp_path):
+    for name in ("onnx", "openvino", "tensorrt"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "onnx" / "model.onnx").touch()
+    (tmp_path / "tensorrt" / ".export").mkdir()
+    assert exports_left_out(tmp_path, ()) == ["onnx"]
+    assert exports_left_out(tmp_path, ("onnx",)) == []
 
 
 def test_files_to_push_of_several_runs_names_their_folders(tmp_path):
