@@ -15,7 +15,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 
 from hfvit.data.factory import image_dataset
 from hfvit.data.labels import joined_labels, targets_of
-from hfvit.data.multilabel import stratified_rows
+from hfvit.data.multilabel import as_flag, stratified_rows
 from hfvit.errors import DataError, RecipeError
 from hfvit.recipe.arguments import MULTI_LABEL, DataArguments
 
@@ -312,3 +312,20 @@ def test_image_dataset_takes_targets_in_the_order_of_the_model():
         labels = image_dataset(split, model_classes, DATA_CONFIG).labels
         assert labels.dtype == np.float32
         assert np.array_equal(labels, MultiLabelBinarizer(classes=model_classes).fit_transform(LISTS))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_stratified_rows_hold_out_one_of_two_images_of_a_class(seed):
+    targets = np.zeros((100, 2), np.uint8)
+    targets[:, 0] = targets[[3, 50], 1] = 1
+    for rows in stratified_rows(targets, 0.1, seed):
+        assert targets[rows, 1].sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "flag"),
+    [(1, True), (0.0, False), (True, True), (" TRUE ", True), ("0", False)]
+    + [(value, None) for value in (2, -1, 0.5, float("nan"), "yes", "", None)],
+)
+def test_as_flag_knows_0_and_1_only(value, flag):
+    assert as_flag(value) is flag

@@ -12,7 +12,7 @@ from helpers.messages import assert_logged, assert_names
 from helpers.splits import load_splits, stream_splits
 
 from hfvit.data.decode import decode
-from hfvit.data.labels import SingleLabel, encode_labels, match_classes, read_class_names
+from hfvit.data.labels import SingleLabel, as_in_training, encode_labels, match_classes, read_class_names
 from hfvit.data.samplers import BalancedSampler
 from hfvit.data.splits import find_image_column, find_label_column
 from hfvit.data.starting_recipe import is_data_set
@@ -405,6 +405,24 @@ def test_encode_labels_returns_names_in_nfc(feature):
         labels, indices = encode_labels(feature, raw, {"train": "train"}, class_names)
         assert labels == ["bar", "caf\u00e9"]
         assert indices["train"].tolist() == [0, 1]
+
+
+def test_as_in_training_keeps_the_mark_of_a_missing_label():
+    own, train = ClassLabel(names=["b", "a"]), ClassLabel(names=["a", "b"])
+    assert as_in_training([0, -1, 1], own, train, "test") == [1, -1, 0]
+
+
+def test_encode_labels_of_numbers_in_another_order_takes_the_name_of_each():
+    names = ["zero", "one", "two"]
+    found = encode_labels(ClassLabel(names=["1", "0", "2"]), {"train": [0, 1, 2]}, {"train": "train"}, names)
+    assert (found[0], found[1]["train"].tolist()) == (names, [1, 0, 2])
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_encode_labels_with_names_in_another_order_names_a_label_outside(label):
+    with pytest.raises(DataError) as caught:
+        encode_labels(ClassLabel(names=["a", "b"]), {"train": [0, 1, label]}, {"train": "train"}, ["b", "a"])
+    assert_names(caught.value, "'train'", "row 2", label)
 
 
 @pytest.mark.parametrize("forms", [("caf\u00e9", "cafe\u0301"), ("cafe\u0301", "caf\u00e9")])

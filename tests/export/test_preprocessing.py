@@ -1,5 +1,6 @@
 """Preprocessing in the graph and as a stock processor equals the checkpoint's processor."""
 
+import copy
 import json
 
 import numpy as np
@@ -20,8 +21,10 @@ from transformers import AutoImageProcessor
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
 from hfvit.errors import ModelError
+from hfvit.export import parity
 from hfvit.export.client_config import stock_processor_config
 from hfvit.export.onnx import export_onnx
+from hfvit.export.parity import check_pixels
 from hfvit.export.preprocessing import preprocessing_graph
 from hfvit.export.processor_steps import image_steps
 from hfvit.inference.classifier import load_classifier
@@ -133,6 +136,23 @@ def test_export_with_preprocessing_of_raw_images_gives_the_logits(dtype, within,
             wanted = micro(torch.from_numpy(processed(processor, pixels))).logits.numpy()
         np.testing.assert_allclose(logits, wanted, atol=within)
         assert (logits.argmax(1) == wanted.argmax(1)).all()
+
+
+def test_check_pixels_refuses_other_logits_and_other_pixel_values(micro, tmp_path, monkeypatch):
+    core, other, full = (tmp_path / f"{name}.onnx" for name in ("core", "other", "full"))
+    changed = copy.deepcopy(micro)
+    with torch.no_grad():
+        changed.timm_model.head.bias += 1
+    export_onnx(micro, core)
+    export_onnx(changed, other)
+    export_onnx(micro, full, preprocessing=PROCESSORS["timm"])
+    assert check_pixels(full, core, PROCESSORS["timm"], [2], "x.onnx").max_levels < 2.01
+    with pytest.raises(ModelError, match=r"^x\.onnx: "):
+        check_pixels(full, other, PROCESSORS["timm"], [2], "x.onnx")
+    graph = preprocessing_graph(PROCESSORS["timm"], opset=18)
+    monkeypatch.setattr(parity, "preprocessing_graph", lambda processor, opset: graph)
+    with pytest.raises(ModelError, match=r"^x\.onnx: "):
+        check_pixels(full, core, PROCESSORS["timm-0.9"], [2], "x.onnx")
 
 
 @pytest.mark.parametrize(
