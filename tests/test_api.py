@@ -267,7 +267,7 @@ def test_wrong_options_of_validate_leave_the_record(trained, wrong):
     ("wrong", "kind"),
     [
         ({"callbacks": [3]}, TypeError), ({"callbacks": print}, TypeError), ({"train_transforms": 3}, TypeError),
-        ({"compute_metrics": "x"}, TypeError), ({"dataset_name": object()}, RecipeError),
+        ({"compute_metrics": "x"}, TypeError), ({"dataset_name": 1j}, RecipeError),
     ],
     ids=str,
 )  # fmt: skip
