@@ -1,26 +1,20 @@
 """Plain-text tables, durations and sizes."""
 
 from collections.abc import Sequence
-from unicodedata import combining, east_asian_width
 
 from hfvit.errors import printable
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Align cells, escaped for a terminal, in columns; returns one line per row."""
+    from rich.cells import cell_len  # two columns for a Chinese, Japanese or Korean character
+
     rows = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(_columns(row[i]) for row in rows) for i in range(len(rows[0]))]
+    widths = [max(cell_len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
-        "  ".join(cell + " " * (width - _columns(cell)) for cell, width in zip(row, widths, strict=True)).rstrip()
+        "  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
-
-
-def _columns(text: str) -> int:
-    """Return the number of columns of a text in a terminal, two for a Chinese, Japanese or Korean character."""
-    if text.isascii():
-        return len(text)
-    return sum(0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1 for char in text)
 
 
 def duration(seconds: float) -> str:
