@@ -192,7 +192,7 @@ def _delimiter(text: str, marks: str) -> tuple[str, str]:
         text: content of the file.
         marks: possible delimiters. The one that divides the header into the most columns is chosen.
     """
-    declared = re.match(r"sep=(.)\r?\n", text)
+    declared = re.match(r'sep=([^"\r\n])\r?\n', text)
     if declared:
         return text[declared.end() :], declared[1]
     return text, max(marks, key=lambda mark: len(next(csv.reader(io.StringIO(text, newline=""), delimiter=mark), ())))
@@ -502,9 +502,9 @@ def _similar_path(path: str, folder: str | None) -> str | None:
 
     The file is in a subfolder of `folder`, or its name differs in case or in the extension only.
     """
+    path = path.strip().replace("\\", "/")
     if folder is None or leads_outside(path):
         return None
-    path = path.strip().replace("\\", "/")
     parent, name = os.path.split(path)
     name = name.lower()
     stem = os.path.splitext(name)[0]
