@@ -204,9 +204,9 @@ def _without_empty_cells(rows: list[list[str]]) -> list[list[str]]:
     Spreadsheets write them for cells that were cleared.
     """
     rows = [row for row in rows if any(cell.strip() for cell in row)]
-    columns = max((index + 1 for row in rows for index, cell in enumerate(row) if cell.strip()), default=0)
     if rows and all(len(row) == len(rows[0]) for row in rows):
-        rows = [row[:columns] for row in rows]
+        while not any(row[-1].strip() for row in rows):
+            rows = [row[:-1] for row in rows]
     return rows
 
 
