@@ -327,22 +327,26 @@ def read_examples(output_dir: str | Path, examples: ExampleImages | None) -> dic
     path = Path(output_dir) / EXAMPLES_FILE
     if examples is None or not path.is_file():
         return {}
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            small = [name for name in file.files if _array_bytes(file, name) <= MAX_EXAMPLE_BYTES]
-            arrays = {_ARRAYS_0_1.get(name, name): file[name] for name in small}
-    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error):
-        return {}
     lists: dict[str, Sequence] = {
         "mistakes": examples.mistakes,
         "label_errors": examples.label_errors,
         "explanations": examples.explanations,
         "explanation_maps": examples.explanations,
     }
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names = {name: name for name in lists} | _ARRAYS_0_1
+            arrays = {
+                names[name]: file[name]
+                for name in file.files
+                if name in names and _array_bytes(file, name) <= MAX_EXAMPLE_BYTES
+            }
+    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error):
+        return {}
     return {
         name: array
         for name, array in arrays.items()
-        if name in lists and len(lists[name]) and _has_layout(array, name, len(lists[name]))
+        if len(lists[name]) and _has_layout(array, name, len(lists[name]))
     }
 
 

@@ -228,7 +228,7 @@ class SplitMetrics(Record):
         }
 
     def further_columns(self) -> dict[str, str]:
-        """Return the metrics besides `columns` that count rare classes as frequent ones, if they were computed."""
+        """Return metrics that count all classes alike, if they were computed."""
         values = {
             "balanced accuracy": self.balanced_accuracy,
             "AUC": self.auc,

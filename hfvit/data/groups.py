@@ -1,7 +1,7 @@
 """Groups of images that are held out together, such as the images of a patient."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Value
@@ -16,11 +16,16 @@ logger = logging.getLogger(__name__)
 USUAL_NAMES = ("patient", "patientid", "subject", "subjectid", "groupid", "individual", "individualid")
 
 
-def usual_group_column(split: Dataset) -> str | None:
-    """Return a column with a usual name whose values repeat, None without one."""
+def usual_group_column(split: Dataset, used: Collection[str | None]) -> str | None:
+    """Return a column with a usual name whose values repeat, None without one.
+
+    Args:
+        split: training split.
+        used: columns with another use, such as the labels.
+    """
     for name, feature in split.features.items():
         plain = name.lower().translate(str.maketrans("", "", " -_"))
-        if plain in USUAL_NAMES and isinstance(feature, Value):
+        if name not in used and plain in USUAL_NAMES and isinstance(feature, Value):
             values = column_values(split, name)
             if 1 < len(set(values)) < len(values):
                 return name

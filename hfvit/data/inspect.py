@@ -200,7 +200,7 @@ def _read_image(encoded: dict[str, Any]) -> tuple[ImageProperties, np.ndarray]:
         height, width = upright_size(image)
         mode = image.mode
         kind = image.format
-        has_pages = kind == "TIFF" and _has_second_page(image)
+        has_pages = kind == "TIFF" and image.is_animated  # does not read the further pages
         image.draft("RGB", (DRAFT, DRAFT))  # decodes a large JPEG at reduced size
         was_reduced = image.size not in ((width, height), (height, width))
         image = to_rgb(image)
@@ -213,16 +213,6 @@ def _read_image(encoded: dict[str, Any]) -> tuple[ImageProperties, np.ndarray]:
             is_uniform = _is_uniform(to_rgb(image))
     size = os.path.getsize(source) if content is None else len(content)
     return ImageProperties(width, height, mode, kind or "", size, is_uniform, contrast, has_pages), reduced
-
-
-def _has_second_page(image) -> bool:
-    """Return whether an open TIFF file has several pages; the first one stays selected."""
-    try:
-        image.seek(1)
-    except EOFError:
-        return False
-    image.seek(0)
-    return True
 
 
 def _is_uniform(image) -> bool:

@@ -225,6 +225,7 @@ def similar_names(labels: Sequence[str]) -> tuple[str, str] | None:
 
 
 TYPO_LENGTH = 5  # smallest length of a name that may have a typo
+MOST_ALIKE = 10  # names that differ in the same letter; more are a series, such as of codes
 TYPO_RATIO = 5  # smallest ratio of the images of the right name to those of the wrong one
 
 
@@ -247,7 +248,7 @@ def likely_typos(counts: Mapping[str, int]) -> list[tuple[str, str]]:
             shortened_names[name].add(name)
     pairs = {
         (rare, frequent)
-        for names in shortened_names.values() if len(names) > 1
+        for names in shortened_names.values() if 1 < len(names) <= MOST_ALIKE
         for rare in names for frequent in names
         if counts[rare] * TYPO_RATIO <= counts[frequent] and _digits(rare) == _digits(frequent)
     }  # fmt: skip

@@ -46,7 +46,7 @@ TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 class UnsupportedTiffError(UnidentifiedImageError):
-    """Error for a TIFF file with bands or values that Pillow does not read, such as multispectral images."""
+    """Error for a TIFF file that Pillow does not read, such as a multispectral image."""
 
 
 class ImageLimitError(ValueError):

@@ -21,7 +21,7 @@ MAX_PIXELS = 128 * 128  # per image; larger images take much more space than the
 SAMPLE = 64  # images whose size is checked
 CHUNK = 64  # images that a thread reads and decodes at a time
 ANNOUNCED_IMAGES = 10_000  # more take seconds, in which a log file would have no line
-DECODING_VERSION = 1  # part of the file name; increase it when decode.to_rgb changes its results
+DECODING_VERSION = 2  # part of the file name; increase it when decode.to_rgb changes its results
 
 logger = logging.getLogger(__name__)
 

@@ -311,7 +311,8 @@ def load_whole_splits(data: DataArguments, seed: int = 42, local: LocalData | No
     raw_labels = labels_as_in_training(kind, raw_labels, loaded, names, class_names)
     labels, targets = kind.encode(features, raw_labels, names, class_names)
     groups = number_groups(loaded, names, data.group_column) if data.group_column else {}
-    usual_group = usual_group_column(loaded["train"]) if not data.group_column else None
+    labeled = [kind.name] if isinstance(kind.name, str) else kind.name
+    usual_group = None if data.group_column else usual_group_column(loaded["train"], (text_column, *labeled))
     commit = dataset_commit(file["filename"] for file in loaded["train"].cache_files)
     loaded = {role: standardize(split, image_column, targets[role], text_column) for role, split in loaded.items()}
     left_out = {role: _left_out(local, names[role]) for role in loaded}
@@ -610,11 +611,6 @@ def _hold_out_splits(
                 f" ({len(train)} images). Add images, or pass a {role}_split."
             ) from None
         is_held_out = np.isin(unit, held_out)
-        if data.group_column:
-            logger.info(
-                "%s: %d of %d images are held out, those of %d of %d groups",
-                role, is_held_out.sum(), len(train), len(held_out), len(group_targets),
-            )  # fmt: skip
         loaded["train"] = train.select(np.flatnonzero(~is_held_out))
         units = units[~is_held_out]
         loaded[role] = train.select(np.flatnonzero(is_held_out))
@@ -629,6 +625,13 @@ def _hold_out_splits(
         )
         names["validation"] = f"{data.train_split}, fold {data.fold} of {data.folds}{HELD_OUT}"
         fractions["validation"] = 1 / data.folds
+    if data.group_column:
+        for role in fractions:
+            held_out = all_units[_is_in(whole, loaded[role])]
+            logger.info(
+                "%s: %d of %d images are held out, those of %d of %d groups",
+                role, len(held_out), len(whole), len(np.unique(held_out)), len(np.unique(all_units)),
+            )  # fmt: skip
     if "test" in fractions and data.test_split is None:
         logger.info(
             "test_fraction: %d images are held out and not evaluated, because there is no test_split",

@@ -192,7 +192,7 @@ def _delimiter(text: str, marks: str) -> tuple[str, str]:
         text: content of the file.
         marks: possible delimiters. The one that divides the header into the most columns is chosen.
     """
-    declared = re.match(r"sep=(.)\r?\n", text)
+    declared = re.match(r'sep=([^"\r\n])\r?\n', text)
     if declared:
         return text[declared.end() :], declared[1]
     return text, max(marks, key=lambda mark: len(next(csv.reader(io.StringIO(text, newline=""), delimiter=mark), ())))
@@ -204,9 +204,9 @@ def _without_empty_cells(rows: list[list[str]]) -> list[list[str]]:
     Spreadsheets write them for cells that were cleared.
     """
     rows = [row for row in rows if any(cell.strip() for cell in row)]
-    columns = max((index + 1 for row in rows for index, cell in enumerate(row) if cell.strip()), default=0)
     if rows and all(len(row) == len(rows[0]) for row in rows):
-        rows = [row[:columns] for row in rows]
+        while not any(row[-1].strip() for row in rows):
+            rows = [row[:-1] for row in rows]
     return rows
 
 
@@ -502,9 +502,9 @@ def _similar_path(path: str, folder: str | None) -> str | None:
 
     The file is in a subfolder of `folder`, or its name differs in case or in the extension only.
     """
+    path = path.strip().replace("\\", "/")
     if folder is None or leads_outside(path):
         return None
-    path = path.strip().replace("\\", "/")
     parent, name = os.path.split(path)
     name = name.lower()
     stem = os.path.splitext(name)[0]

@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +42,7 @@ class TorchBackend:
             self.model = model.to(self.device).eval()
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise ModelError(f"device: PyTorch cannot use '{device}': {one_line(error)}") from error
-        self.tf32 = self.device.startswith("cuda")  # as in training
+        self.tf32 = True if self.device.startswith("cuda") else None  # as in training
         self.threads = threads or torch.get_num_threads()
         self.bytes = sum(value.numel() * value.element_size() for value in model.state_dict().values())
 
@@ -64,7 +63,7 @@ class TorchBackend:
             pixel_values = torch.from_numpy(batch).to(self.device, self.model.dtype)
             text_inputs = {name: torch.from_numpy(values).to(self.device) for name, values in (texts or {}).items()}
             failed = f"{type(self.model).__name__} failed on a batch of shape {batch.shape}"
-            with wrap_library_errors(ModelError, failed, limit=300), tf32_mode() if self.tf32 else nullcontext():
+            with wrap_library_errors(ModelError, failed, limit=300), tf32_mode(self.tf32):
                 return self.model(pixel_values, **text_inputs).logits.float().cpu().numpy()
         finally:
             torch.set_num_threads(before)

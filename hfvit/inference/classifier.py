@@ -383,6 +383,8 @@ class Classifier:
         if texts is not None:
             if self.text_reader is None:
                 raise ModelError(f"texts: not supported by {self.name}, which is not an image-text model.")
+            if isinstance(texts, str):
+                raise ModelError(f"texts: must be a list with one for each image, got {texts!r}.")
             images = list(images)
             texts = list(texts)
             if len(images) != len(texts):

@@ -125,13 +125,14 @@ def label_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return ranks
 
 
+@np.errstate(invalid="ignore")  # for infinite logits
 def ranking_metrics(
     logits: np.ndarray, labels: np.ndarray, normalizers: np.ndarray
 ) -> tuple[float | None, float | None]:
     """Compute macro ROC AUC and average precision, one class against the rest.
 
-    Scores are log-probabilities in float32. For each class, only scores above the lowest one of its own images are
-    sorted. Classes with no image or all images are left out.
+    Scores are log-probabilities in float32, of which NaN is the lowest. For each class, only scores above the lowest
+    one of its own images are sorted. Classes with no image or all images are left out.
 
     Args:
         logits: float `(images, classes)`.
@@ -150,6 +151,7 @@ def ranking_metrics(
         scores = np.empty(columns.shape[::-1], dtype=np.float32)
         for rows in row_blocks(columns):
             scores[:, rows] = (columns[rows] - normalizers[rows, None]).T
+        scores[np.isnan(scores)] = -np.inf
         for index, column in enumerate(scores, first):
             own = np.sort(column[by_class[starts[index] : starts[index + 1]]])
             others = count - len(own)

@@ -26,7 +26,10 @@ for (const table of document.querySelectorAll("table.sortable")) {
 
 // A tab stop only where there is something to scroll.
 const resized = new ResizeObserver((entries) => {
-  for (const { target } of entries) target.toggleAttribute("tabindex", target.scrollWidth > target.clientWidth);
+  for (const { target } of entries) {
+    if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
+    else target.removeAttribute("tabindex");
+  }
 });
 for (const region of document.querySelectorAll(".scroll, pre")) resized.observe(region);
 

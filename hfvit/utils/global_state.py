@@ -36,10 +36,16 @@ def kept_tf32() -> Iterator[None]:
 
 
 @contextmanager
-def tf32_mode() -> Iterator[None]:
-    """Compute matrix products and convolutions in TF32 in the context."""
+def tf32_mode(enabled: bool | None) -> Iterator[None]:
+    """Set the TF32 mode of matrix products and convolutions in the context.
+
+    None keeps it.
+    """
+    if enabled is None:
+        yield
+        return
     with kept_tf32():
-        set_tf32(True)
+        set_tf32(enabled)
         yield
 
 
@@ -47,7 +53,8 @@ def tf32_mode() -> Iterator[None]:
 def kept_state() -> Iterator[None]:
     """Restore random generators, determinism and TF32 after the context.
 
-    A `Trainer` sets them for the process.
+    A `Trainer` sets them for the process. GPUs that are first used in the context get the seed of the CPU, as
+    `torch.manual_seed` gives both.
     """
     python = random.getstate()
     arrays = np.random.get_state()
@@ -65,6 +72,8 @@ def kept_state() -> Iterator[None]:
             torch.set_rng_state(cpu)
             if gpus is not None:
                 torch.cuda.set_rng_state_all(gpus)
+            elif torch.cuda.is_initialized():
+                torch.cuda.manual_seed_all(torch.initial_seed())
             if _determinism() != deterministic:
                 torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn

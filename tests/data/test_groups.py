@@ -109,6 +109,25 @@ def test_load_splits_with_one_image_of_each_patient_does_not_warn(tmp_path, capl
     assert "--group_column" not in caplog.text
 
 
+@pytest.mark.parametrize("fields", [{"validation_fraction": 0.2}, {"folds": 5, "fold": 2}], ids=str)
+def test_load_splits_with_group_column_logs_the_groups_of_each_split(tmp_path, caplog, fields):
+    with caplog.at_level(logging.INFO):
+        splits = load_splits(write_scans(tmp_path), group_column="patient_id", test_fraction=0.2, **fields)
+    logged = [record.args for record in caplog.records if "groups" in record.msg]
+    expected = [(role, len(splits[role]), 120, len(patients(splits)[role]), 30) for role in ("validation", "test")]
+    assert logged == expected
+
+
+def test_load_splits_with_classes_that_are_usual_groups_does_not_warn(tmp_path, caplog):
+    write_images(tmp_path, {"images": 60})
+    rows = "".join(f"images/{n}.png,whale {n % 3}\n" for n in range(60))
+    (tmp_path / "labels.csv").write_text(f"image,individual_id\n{rows}")
+    with caplog.at_level(logging.WARNING):
+        splits = load_splits(str(tmp_path / "labels.csv"), label_column="individual_id")
+    assert splits.labels == ["whale 0", "whale 1", "whale 2"]
+    assert "--group_column" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("fields", "groups", "error"),
     [

@@ -1,6 +1,7 @@
 """Inspection of data sets that were built with known faults."""
 
 import shutil
+import struct
 
 import numpy as np
 import pytest
@@ -117,8 +118,23 @@ def test_inspect_data_of_tiff_with_pages_counts_them(tmp_path):
     assert next(line for line in found.warnings if "pages" in line).startswith("1 TIFF file ")
 
 
+def test_inspect_data_of_tiff_does_not_read_further_pages(tmp_path):
+    write_images(tmp_path, {"a": 20, "b": 20})
+    file = tmp_path / "a/broken.tif"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16), np.uint8)).save(file)
+    content = bytearray(file.read_bytes())
+    (start,) = struct.unpack_from("<L", content, 4)
+    (entries,) = struct.unpack_from("<H", content, start)
+    struct.pack_into("<L", content, start + 2 + 12 * entries, len(content) + 50)  # beyond the end
+    file.write_bytes(content)
+    found = inspected(tmp_path)
+    assert not found.unreadable
+    assert any("pages" in line for line in found.warnings)
+
+
 def test_inspect_data_names_likely_typos(tmp_path):
     counts = {"Acer rubrum": 20, "Acer rubum": 2, "Acer rubrun": 6, "zone 11": 20, "zone 12": 2, "cat": 20, "cap": 2}
+    counts |= {f"zone {letter}": 20 if letter < "c" else 2 for letter in "abcdefghijkl"}  # a series
     found = inspected(write_images(tmp_path, counts), validation_fraction=0.1, test_fraction=0.0)
     lines = [line for line in found.warnings if "typo" in line]
     assert [line.startswith("1 class name ") and "'Acer rubum'" in line for line in lines] == [True]

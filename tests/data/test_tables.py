@@ -573,6 +573,15 @@ def test_load_splits_of_csv_with_semicolons_and_byte_order_mark(tmp_path):
     assert load_splits(str(tmp_path / "t.csv")).labels == ["cat", "dog"]
 
 
+@pytest.mark.parametrize("mark", ['"', "\r"])
+def test_load_splits_of_csv_that_declares_a_wrong_delimiter_is_an_error(tmp_path, mark):
+    write_images(tmp_path, {"x": 20})
+    rows = "".join(f"x/{n}.png{mark}{n % 2}\n" for n in range(20))
+    (tmp_path / "t.csv").write_bytes(f"sep={mark}\r\nimage{mark}label\n{rows}".encode())
+    with pytest.raises(DataError):
+        load_splits(str(tmp_path / "t.csv"))
+
+
 # (header, end of each row, end of the file, line end)
 SPREADSHEETS = {
     "delimiter": ("image;label;notes, other", "", "", "\n"),

@@ -63,6 +63,15 @@ def logits_of(path, images, **kwargs) -> np.ndarray:
     return hfvit.load_classifier(path, device="cpu", **kwargs).logits(images, batch_size=3)
 
 
+def test_backend_computes_in_its_tf32_mode(checkpoint):
+    backend = hfvit.load_classifier(checkpoint, device="cpu").backend
+    seen = []
+    backend.model.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    for backend.tf32 in (True, False):
+        backend(np.zeros((1, 3, 16, 16), np.float32))
+    assert seen == [True, False]
+
+
 def test_classifier_of_onnx_file_equals_numpy(export, images):
     expected = np.stack([expected_logits(image) for image in images])
     for path in (export, str(export), export / "model.onnx"):

@@ -80,6 +80,20 @@ def test_ranking_is_undefined_where_all_images_are_of_one_class(classes):
     assert "roc_curve" not in found
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_images_with_nan_rank_last_in_auc_and_average_precision(value):
+    logits, labels = draw(60, 3, 1.0)
+    scores = log_softmax(logits.astype(np.float64), axis=1)
+    logits[:5] = value
+    scores[:5] = -1e9
+    found = classification_metrics(logits, labels, ["a", "b", "c"])
+    for key, reference in (("auc", roc_auc_score), ("average_precision", average_precision_score)):
+        expected = np.mean([reference(labels == index, scores[:, index]) for index in range(3)])
+        assert found[key] == pytest.approx(expected, abs=1e-6), key
+    logits[:] = value
+    assert classification_metrics(logits, labels, ["a", "b", "c"])["auc"] == 0.5
+
+
 def test_label_with_nan_ranks_last():
     logits = np.array([[np.nan, 1.0, 2.0], [0.0, np.nan, 2.0]])
     assert label_ranks(logits, np.array([0, 0])).tolist() == [3, 1]

@@ -19,7 +19,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Au
 import hfvit
 from hfvit.cli import main as hfvit_command
 from hfvit.cli.export_onnx import main as export_command
-from hfvit.errors import run
+from hfvit.errors import ModelError, run
 from hfvit.hub.files import files_to_push
 from hfvit.pipeline import main
 from hfvit.recipe.loader import load_recipe
@@ -209,6 +209,12 @@ def test_export_onnx_with_texts_has_three_inputs_and_agrees(fused, exported, cap
         hfvit_command(["validate", str(fused[0]), str(exported), "--split", "test", "--threads", "1"])
     assert stop.value.code == 0
     assert_names(capsys.readouterr().out, "'test'")
+
+
+def test_predict_with_one_text_for_several_images_raises(fused):
+    images = [colored_image(number, np.random.default_rng(number)) for number in range(2)]
+    with pytest.raises(ModelError, match=r"^texts:"):
+        hfvit.predict(fused[0], images, texts="ab", device="cpu")
 
 
 def test_predict_with_text_option(fused, tmp_path, capsys):

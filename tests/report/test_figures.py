@@ -140,7 +140,8 @@ def test_every_plot_is_drawn_in_both_themes(classes, tmp_path):
 
 def test_images_of_another_run_or_a_damaged_file_are_not_shown(tmp_path):
     record = with_images(make_record(2), tmp_path, 2)
-    assert set(read_examples(tmp_path, record.examples)) == {
+    arrays = read_examples(tmp_path, record.examples)
+    assert set(arrays) == {
         "mistakes", "label_errors", "explanations", "explanation_maps",
     }  # fmt: skip
     other = replace(record.examples, mistakes=record.examples.mistakes[:3])
@@ -148,6 +149,8 @@ def test_images_of_another_run_or_a_damaged_file_are_not_shown(tmp_path):
     assert read_examples(tmp_path, None) == {}
     (tmp_path / "examples.npz").write_bytes((tmp_path / "examples.npz").read_bytes()[:200])
     assert read_examples(tmp_path, record.examples) == {}
+    np.savez(tmp_path / "examples.npz", other=np.array([{"a": 1}], dtype=object), **arrays)  # is not read
+    assert set(read_examples(tmp_path, record.examples)) == set(arrays)
     np.savez(tmp_path / "examples.npz", mistakes=np.array([{"a": 1}], dtype=object))  # a pickle is not opened
     assert read_examples(tmp_path, record.examples) == {}
 

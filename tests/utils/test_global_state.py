@@ -35,16 +35,31 @@ def test_random_generators_and_determinism_are_restored():
     assert not torch.backends.cudnn.benchmark
 
 
+def test_gpus_first_used_in_the_context_get_the_seed_of_the_cpu(monkeypatch):
+    seeds = []
+    with kept_state():
+        torch.manual_seed(7)
+        monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: bool(seeds))
+        with kept_state():
+            torch.manual_seed(3)
+        assert seeds == [3, 7]
+
+
 def test_tf32_is_restored_from_each_way_to_set_it():
     with kept_tf32():
         for setting in (False, True):
             torch.backends.cuda.matmul.allow_tf32 = setting
             before = tf32()
-            with tf32_mode():
-                assert torch.backends.cuda.matmul.allow_tf32
-            assert tf32() == before
+            for enabled in (True, False):
+                with tf32_mode(enabled):
+                    assert torch.backends.cuda.matmul.allow_tf32 == enabled
+                    assert torch.backends.cudnn.allow_tf32 == enabled
+                assert tf32() == before
+            with tf32_mode(None):
+                assert tf32() == before
         set_tf32(False)
         before = tf32()
-        with tf32_mode():
+        with tf32_mode(True):
             pass
         assert tf32() == before
