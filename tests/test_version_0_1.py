@@ -39,7 +39,7 @@ def test_report_of_version_0_1_run(trained, capsys):
     assert (code, error) == (0, "")
     assert "calibrated temperature 0.21" in printed
     page = (trained / "report.html").read_text()
-    assert ">run patch_size=4</th>" in page
+    assert "run patch_size=4<" in page
     assert "Last validation: passed" in page
     assert (trained / "plots" / "mistakes.png").is_file()
     card = (trained / "README.md").read_text()

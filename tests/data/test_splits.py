@@ -102,7 +102,7 @@ def test_load_splits_with_class_names_matches_those_of_another_split(tmp_path, k
 def test_load_splits_of_names_with_a_missing_one_counts_it(tmp_path, missing):
     test = make_split([LABELS[0], missing, LABELS[1]], {"label": Value("string")})
     name = save(tmp_path, train=make_split([0, 1, 2] * 5), test=test)
-    with pytest.raises(DataError, match=r"'test', row 1\b.*\b1 such rows"):
+    with pytest.raises(DataError, match=r"'test', row 1\b.*\b1 such row\b"):
         load_splits(name)
 
 

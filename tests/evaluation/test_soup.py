@@ -94,7 +94,7 @@ def test_soup_of_runs_equals_plain_means(runs, tmp_path, kind):
 
 def test_greedy_soup_takes_a_model_that_leaves_the_score_as_it_is():
     weights = {name: {"w": torch.tensor([value])} for name, value in {"a": 1.0, "b": 3.0}.items()}
-    soup, mean_weights = cook_soup("greedy", ["a", "b"], weights.get, lambda each: 0.5, metric="accuracy")
+    soup, mean_weights = cook_soup("greedy", ["a", "b"], weights.get, lambda each, name: 0.5, metric="accuracy")
     assert soup.used == ["a", "b"]
     assert mean_weights["w"].item() == 2.0
 
