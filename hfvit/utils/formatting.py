@@ -7,14 +7,11 @@ from hfvit.errors import printable
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Align cells, escaped for a terminal, in columns; returns one line per row."""
-    from rich.cells import cell_len  # two columns for a Chinese, Japanese or Korean character
+    from rich.cells import cell_len, set_cell_size  # two columns for a Chinese, Japanese or Korean character
 
     rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(cell_len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    return ["  ".join(set_cell_size(*cell) for cell in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def duration(seconds: float) -> str:
