@@ -132,9 +132,9 @@ class HFViTForImageClassification(
         Args:
             pretrained_model_name_or_path: Hub id or folder; None to load `state_dict=` into the model of `config=`.
             *args: arguments of `PreTrainedModel.from_pretrained`.
-            labels: class names in the order of the logits. The head is kept if they equal the checkpoint's, else new;
-                `id2label=` or `label2id=` of the same length renames the classes of the trained head, as in the stock
-                class.
+            labels: class names in the order of the logits. The head is kept if they are the checkpoint's in any order,
+                else new; `id2label=` or `label2id=` of the same length renames the classes of the trained head, as in
+                the stock class.
             image_size: height and width in pixels; timm resamples position embeddings when it differs (the stock class
                 leaves them uninitialized, transformers 5.23).
             timm_kwargs: arguments of `timm.create_model` that override the checkpoint's `model_args`.
@@ -171,7 +171,8 @@ class HFViTForImageClassification(
                 f"labels: required, as {pretrained_model_name_or_path} has no classifier. Pass the class names"
                 ' (labels=["cat", "dog", ...]).'
             )
-        keeps_head = labels == old_labels or (renames and len(labels) == len(old_labels))
+        rows = None if renames else _old_rows(labels, old_labels)
+        keeps_head = rows is not None or (renames and len(labels) == len(old_labels))
         if not keeps_head:
             config.remove_thresholds()
         config.id2label = dict(enumerate(labels))
@@ -193,6 +194,8 @@ class HFViTForImageClassification(
         model._check_loaded(info, pretrained_model_name_or_path or "state_dict", keeps_head)
         if not keeps_head:
             model.reset_head()
+        elif rows and labels != old_labels:
+            model.reorder_head(rows)
         if image_size is not None:
             model.set_image_size(image_size)
         return (model, info) if with_info else model
@@ -225,6 +228,24 @@ class HFViTForImageClassification(
                 nn.init.normal_(parameter, std=self.config.initializer_range)
             else:
                 nn.init.zeros_(parameter)
+
+    @torch.no_grad()
+    def reorder_head(self, rows: list[int]) -> None:
+        """Reorder the classes of a linear classifier; another one is reinitialized.
+
+        Args:
+            rows: index of each class before.
+        """
+        parameters = classifier_parameters(self.timm_model)  # of one linear layer, or two beside each other
+        inputs = {parameter.shape[1:] for parameter in parameters if parameter.ndim > 1}
+        if len(inputs) > 1 or any(len(parameter) != len(rows) for parameter in parameters):
+            self.reset_head()
+            self.config.remove_thresholds()
+            return
+        for parameter in parameters:
+            parameter.copy_(parameter[rows])
+        if getattr(self.config, "thresholds", None):
+            self.config.thresholds = [self.config.thresholds[row] for row in rows]
 
     def set_image_size(self, image_size: int) -> None:
         """Change the image size in pixels; timm resamples the position embeddings.
@@ -366,6 +387,16 @@ def _requested_labels(labels: list[str] | None, old_labels: list[str], kwargs: d
     if num_labels is not None and num_labels != len(names):
         raise ValueError(f"num_labels: must be {len(names)}, the classes of {option}, got {num_labels}. Omit it.")
     return names
+
+
+def _old_rows(labels: list[str], old_labels: list[str]) -> list[int] | None:
+    """Return the old index of each class, None unless the classes are the old ones."""
+    if labels == old_labels:  # also if a name occurs twice
+        return list(range(len(labels)))
+    row_of = {label: row for row, label in enumerate(old_labels)}
+    if len(labels) != len(row_of) or len(old_labels) != len(row_of) or set(labels) != set(row_of):
+        return None
+    return [row_of[label] for label in labels]
 
 
 def _as_names(labels: Any) -> list[str]:

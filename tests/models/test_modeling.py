@@ -158,6 +158,20 @@ def test_from_pretrained_keeps_the_head_for_equal_labels_only(saved):
     assert head(config=stock, image_size=48).shape == (5, 32)
 
 
+def test_from_pretrained_with_labels_in_another_order_reorders_the_trained_head(saved, tmp_path):
+    folder, _, pixel_values, logits = saved
+    order = [2, 0, 1]
+    labels = [LABELS[index] for index in order]
+    model = HFViTForImageClassification.from_pretrained(folder)
+    model.config.thresholds = [0.2, 0.9, 0.4]
+    model.save_pretrained(tmp_path / "with_thresholds")
+    reordered = HFViTForImageClassification.from_pretrained(tmp_path / "with_thresholds", labels=labels).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(reordered(pixel_values).logits, logits[:, order])
+    assert reordered.config.label_names == labels
+    assert reordered.config.thresholds == [0.4, 0.2, 0.9]
+
+
 def test_from_pretrained_none_loads_a_state_dict(saved):
     folder, _, pixel_values, logits = saved
     state_dict = load_file(folder / "model.safetensors")
