@@ -199,8 +199,10 @@ def rows_by_class(targets: np.ndarray) -> list[np.ndarray]:
 def joined_labels(labels: Sequence[str]) -> str | None:
     """Return a class name that seems to be several labels, None if there is none.
 
-    It has a separator, and its parts also occur in other class names.
+    It has a separator, and its parts also occur in other class names, or all class names are written as lists.
     """
+    if all(map(is_list_text, labels)) and any("," in label for label in labels):
+        return next(label for label in labels if "," in label)
     for separator in SEPARATORS:
         parts = {label: {part.strip() for part in label.split(separator)} for label in labels}
         counts = Counter(part for some in parts.values() for part in some)
@@ -208,6 +210,20 @@ def joined_labels(labels: Sequence[str]) -> str | None:
         if joined and all(counts[part] > 1 for label in joined for part in parts[label]):
             return joined[0]
     return None
+
+
+# Texts that pandas and R write for a missing value. "None" may be a class.
+MISSING = ("nan", "na", "n/a", "#n/a", "<na>", "null")
+
+
+def stands_for_missing(label: str) -> bool:
+    """Return whether a class name is a usual text for a missing value."""
+    return label.strip().lower() in MISSING
+
+
+def is_list_text(label: str) -> bool:
+    """Return whether a text is a list, as pandas writes the lists of a column to a CSV file."""
+    return label.strip().startswith("[") and label.strip().endswith("]")
 
 
 def similar_names(labels: Sequence[str]) -> tuple[str, str] | None:
@@ -338,6 +354,13 @@ def encode_labels(
             # A CSV file of one split can have only integers, while that of another has other names, too.
             raw_labels = {role: list(map(str, values)) for role, values in raw_labels.items()}
         labels, encoded = _encode_plain(raw_labels, class_names)
+        if class_names is None and (found := list(filter(stands_for_missing, labels))):
+            count = sum(raw_labels["train"].count(name) for name in found)
+            logger.warning(
+                "label_column: classes that may stand for missing labels: %s (%s). Remove these rows if they do.",
+                shortened(found),
+                counted(count, "label"),
+            )
     for role, values in encoded.items():
         wrong = np.flatnonzero((values < 0) | (values >= len(labels)))
         if len(wrong):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, IterableDataset, LargeList, List, Value
 
-from hfvit.data.labels import CLASS_TYPES, SEPARATORS, check_column, column_values, encode_labels
+from hfvit.data.labels import CLASS_TYPES, SEPARATORS, check_column, column_values, encode_labels, is_list_text
 from hfvit.errors import DataError
 from hfvit.recipe.arguments import MULTI_LABEL
 from hfvit.utils.formatting import counted, shortened
@@ -230,9 +230,19 @@ class MultiLabel:
         if any(isinstance(value, str) for rows in raw_labels.values() for value in rows):
             # A CSV file has integers if all its images have one label, and that is a number.
             texts = {role: list(map(str, rows)) for role, rows in raw_labels.items()}
+            self._check_not_lists(texts["train"])
             self.separator = self.separator or _find_separator(texts)
             return Value("string"), {role: _split(rows, self.separator) for role, rows in texts.items()}
         return feature, {role: [[value] for value in rows] for role, rows in raw_labels.items()}
+
+    def _check_not_lists(self, texts: list[str]) -> None:
+        """Raise `DataError` if the texts are lists, whose brackets and quotes would belong to the class names."""
+        labeled = [text for text in texts if text.strip()]
+        if labeled and all(map(is_list_text, labeled)):
+            raise DataError(
+                f"label_column: '{self.columns[0]}' has lists that are written as text, got {labeled[0][:60]!r}. Join"
+                " the labels with '|', or save the table as Parquet or JSON."
+            )
 
 
 def _check_not_missing(rows: list, name: str) -> None:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from helpers.layouts import image_bytes, write_shard
-from helpers.messages import assert_names
+from helpers.messages import assert_logged, assert_names
 from helpers.splits import load_splits, stream_splits
 from sklearn.preprocessing import MultiLabelBinarizer
 
@@ -190,6 +190,29 @@ def test_load_splits_of_strings_is_single_label_by_default_and_says_so(tmp_path,
     assert targets_of(splits.train).ndim == 1
     assert "a|b" in caplog.text
     assert joined_labels(["sea, lake", "forest", "salt; pepper"]) is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "options"), [(["a", "NA", "b"], {}), (["a|b", "NA", "b|c"], {"label_separator": "|"})]
+)
+def test_load_splits_of_texts_for_missing_labels_warns(tmp_path, caplog, labels, options):
+    table = write_table(tmp_path / "labels.csv", {"label": labels * 20})
+    load_splits(table, **options)
+    assert_logged(caplog, "WARNING", "NA", 20)
+    caplog.clear()
+    load_splits(table, class_names=["NA", "a", "b", "c"], **options)
+    assert "NA" not in caplog.text
+
+
+def test_load_splits_of_lists_as_text_is_an_error_or_single_label_with_a_warning(tmp_path, caplog):
+    table = write_table(
+        tmp_path / "labels.csv", {"label": [str(labels) for labels in (["a", "b"], ["b"], ["c"])] * 20}
+    )
+    assert len(load_splits(table).labels) == 3
+    assert_logged(caplog, "WARNING", "['a', 'b']", MULTI_LABEL)
+    with pytest.raises(DataError, match=r"^label_column: ") as caught:
+        load_splits(table, problem_type=MULTI_LABEL)
+    assert_names(caught.value, "label", "['a', 'b']")
 
 
 def test_load_splits_of_class_labels_reads_one_label_an_image_when_asked(tmp_path, colors):
