@@ -33,7 +33,7 @@ OVERRIDDEN = {
     "logging_steps": 1, "early_stopping_patience": None, "ema_decay": None, "swa_start": None, "soup": None,
     "nan_policy": "stop", "lr_scheduler_type": "constant", "lr_scheduler_kwargs": None, "warmup_steps": 0,
     "mix_off_epochs": 0, "progressive_image_size": None, "report_to": "none", "push_to_hub": False,
-    "resume_from_checkpoint": None, "seeds": None, "folds": None,
+    "resume_from_checkpoint": None, "seeds": None, "folds": None, "fold": None,
 }  # fmt: skip
 
 

@@ -50,6 +50,10 @@ def test_find_lr_with_lora_trains_adapters(recipe, tmp_path):
     assert json.loads((tmp_path / "out" / "lr_finder" / "lr_finder.json").read_text())["losses"] == curve.losses
 
 
+def test_find_lr_of_one_fold_trains(recipe):
+    assert len(find_lr(recipe, steps=30, folds=3, fold=1).losses) > 1
+
+
 def test_find_lr_of_a_linear_probe_is_refused_before_loading(recipe, tmp_path):
     (tmp_path / "base").mkdir()
     fields = {"model_name_or_path": str(tmp_path / "base"), "architecture": None, "model_args": None}
