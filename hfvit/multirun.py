@@ -30,14 +30,12 @@ from hfvit.evaluation.predictions import join_folds
 from hfvit.pipeline import fit_recipe
 from hfvit.pipeline import start as start_run
 from hfvit.recipe.arguments import SINGLE_LABEL
-from hfvit.recipe.loader import Recipe, as_options, load_recipe, without_test_split
+from hfvit.recipe.loader import PASSED_ON, Recipe, as_options, load_recipe, without_test_split
 from hfvit.training.resume import describe_changes, describe_origin
 from hfvit.training.trainer import check_functions, checked_callbacks
 from hfvit.utils.credentials import mask_values
 from hfvit.utils.global_state import kept_state
 
-# Options that a resolved recipe does not have, and that each run gets from the command line.
-PASSED_ON = ("quiet", "verbose", "json_log", "allow_changed_data")
 COMMIT = r"[0-9a-f]{40}"
 
 

@@ -16,7 +16,7 @@ from hfvit.artifacts.run_record import RunRecord
 from hfvit.errors import NonFiniteLossError, OutOfMemoryError, RecipeError, UnfinishedError, one_line
 from hfvit.pipeline import main as train
 from hfvit.recipe.files import read_yaml
-from hfvit.recipe.loader import default_of, load_recipe, without_test_split
+from hfvit.recipe.loader import PASSED_ON, as_options, default_of, load_recipe, without_test_split
 from hfvit.recipe.training_args import is_better_when_greater
 from hfvit.utils.files import check_writable, write_text
 from hfvit.utils.formatting import aligned
@@ -119,6 +119,8 @@ class Sweep:
         recipe.check_is_one_run()
         training = recipe.training
         self.values = recipe.values
+        self.options = as_options({key: getattr(training, key) for key in PASSED_ON})  # `values` do not have them
+        self.quiet = training.quiet
         self.data = recipe.data
         self.folder = Path(training.output_dir)
         self.metric = (training.metric_for_best_model or "accuracy").removeprefix("eval_")
@@ -155,6 +157,11 @@ class Sweep:
                 f"output_dir: {path} is no study of optuna ({one_line(error)[:200]}). Delete it, or choose another"
                 " output_dir."
             ) from None
+        if not self.study.trials and (others := sorted(self.folder.glob("trial-*"))):
+            raise RecipeError(
+                f"output_dir: {self.folder} has {others[0].name} of another search, whose result would count for a new"
+                " trial. Delete the trials, or choose another output_dir."
+            )
         self._check_unchanged({"recipe": self.values, "space": space})
 
     def _check_same_images(self) -> None:
@@ -187,7 +194,8 @@ class Sweep:
             trial = self.study.ask()
             lock = self._trial_lock(trial)
             lock.acquire(timeout=0)
-        print(f"\ntrial {begun + 1} of {trials}", flush=True)
+        if not self.quiet:
+            print(f"\ntrial {begun + 1} of {trials}", flush=True)
         with self._told(trial, lock):
             self.study.tell(trial, self._trial(trial))
         return True
@@ -251,13 +259,15 @@ class Sweep:
         parameters = suggest(trial, self.space)
         name = _name(trial)
         folder = self.folder / name
-        print(", ".join(f"{key} {_shown(value)}" for key, value in parameters.items()), flush=True)
+        if not self.quiet:
+            print(", ".join(f"{key} {_shown(value)}" for key, value in parameters.items()), flush=True)
         if not (folder / RUN_FILE).exists():  # exists if the search was killed after the run, before its record
             callbacks = [] if isinstance(self.study.pruner, self.optuna.pruners.NopPruner) else [_Pruning(self, trial)]
             recipe = self._write_recipe(name, parameters)
             # A trial without a checkpoint starts again.
             try:
-                train([str(recipe), "--resume_from_checkpoint", "auto", "--overwrite_output_dir", "true"], callbacks)
+                resume = ["--resume_from_checkpoint", "auto", "--overwrite_output_dir", "true"]
+                train([str(recipe), *self.options, *resume], callbacks)
             except FAILURES as error:
                 trial.set_user_attr("failed", one_line(error))
                 print(f"failed: {one_line(error)}", flush=True)

@@ -181,6 +181,16 @@ def test_sweep_counts_a_failed_trial(recipe):
     assert "fail" in table.splitlines()[2]
 
 
+def test_sweep_passes_quiet_and_json_log_on_to_the_trials(recipe, tmp_path, capsys):
+    log = tmp_path / "log.jsonl"
+    options = ["--max_steps", "1", "--quiet", "true", "--json_log", str(log)]
+    Sweep([str(recipe), *options], {"learning_rate": [1e-3, 1e-2]}).run(2)
+    assert not capsys.readouterr().out
+    records = list(map(json.loads, log.read_text().splitlines()))
+    folders = {str(tmp_path / "out" / f"trial-00{number}") for number in range(2)}
+    assert {record["output_dir"] for record in records if "output_dir" in record} == folders
+
+
 def test_sweep_counts_a_trial_out_of_memory(recipe, monkeypatch):
     def too_large(argv, callbacks):
         if "trial-000" in argv[0]:
@@ -251,6 +261,13 @@ def test_sweep_in_an_unusable_folder_raises(recipe, tmp_path):
         with pytest.raises(RecipeError, match=r"^output_dir: ") as caught:
             Sweep([str(recipe), "--output_dir", str(tmp_path / name)], space)
         assert_names(caught.value, tmp_path / name)
+
+
+def test_new_sweep_beside_trials_of_another_one_raises(recipe, tmp_path):
+    (tmp_path / "out" / "trial-000").mkdir(parents=True)
+    for _ in range(2):
+        with pytest.raises(RecipeError, match=r"^output_dir: .*\btrial-000\b"):
+            Sweep([str(recipe)], {"learning_rate": [0.1, 0.2]})
 
 
 def test_sweep_space_of_the_docs_loads(tmp_path):

@@ -167,6 +167,8 @@ _SECTIONS = (ModelArguments, FinetuningArguments, DataArguments, AugmentationArg
 _FIELDS = {field.name: field for section in _SECTIONS for field in dataclasses.fields(section)}
 _HINTS = {name: hint for section in _SECTIONS for name, hint in get_type_hints(section).items()}
 EXPECTATION = ("expected_accuracy", "expected_accuracy_measured")
+# Options that a resolved recipe does not have, and that each of several runs gets from the command line.
+PASSED_ON = ("quiet", "verbose", "json_log", "allow_changed_data")
 STARTS = ("model_name_or_path", "architecture")  # either on the command line overrides both in the file
 # Fields of TrainingArguments that recipe.yaml has even at their defaults.
 _ALWAYS_RESOLVED = (
@@ -581,8 +583,7 @@ def _resolved(*sections, typed: dict[str, Any], given: dict[str, Any]) -> dict[s
     # Omitted: actions that a repeated run must not repeat, such as pushing, and the expected accuracy, which other
     # options change.
     omitted = (
-        "overwrite_output_dir", "allow_changed_data", "resume_from_checkpoint", "push_to_hub", "quiet", "verbose",
-        "json_log", "seeds", *EXPECTATION,
+        "overwrite_output_dir", "resume_from_checkpoint", "push_to_hub", "seeds", *PASSED_ON, *EXPECTATION,
     )  # fmt: skip
     return {
         key: value
