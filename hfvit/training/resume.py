@@ -142,17 +142,17 @@ def is_over(checkpoint: str | Path, max_steps: int, patience: int | None) -> boo
     Args:
         checkpoint: folder with `trainer_state.json`.
         max_steps: optimizer steps of the run.
-        patience: `early_stopping_patience`, None without early stopping.
+        patience: evaluations without improvement after which the run stops, None without early stopping.
     """
     state = TrainerState.load_from_json(str(Path(checkpoint) / STATE_FILE))
     if state.global_step >= max_steps:
         return True
     stored = state.stateful_callbacks.get(EarlyStoppingCallback.__name__, [])
-    for callback in stored if isinstance(stored, list) else [stored]:
-        limit = patience or callback["args"]["early_stopping_patience"]
-        if callback["attributes"]["early_stopping_patience_counter"] >= limit:
-            return True
-    return False
+    counters = [
+        callback["attributes"]["early_stopping_patience_counter"]
+        for callback in (stored if isinstance(stored, list) else [stored])
+    ]
+    return patience is not None and any(counter >= patience for counter in counters)
 
 
 def describe_origin(recipe: dict[str, Any], splits: dict[str, dict[str, Any]]) -> dict[str, Any]:

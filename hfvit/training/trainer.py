@@ -835,9 +835,18 @@ class HFViTTrainer(Trainer):
         """
         epochs, self.steps_per_epoch, *rest, max_steps = super().set_initial_training_values(args, dataloader)
         self.num_train_epochs = epochs
-        if self.resumed_from and is_over(self.resumed_from, max_steps, self.args.early_stopping_patience):
+        if self.resumed_from and is_over(self.resumed_from, max_steps, self._patience):
             epochs = 0
         return epochs, self.steps_per_epoch, *rest, max_steps
+
+    @property
+    def _patience(self) -> int | None:
+        """Return the patience of early stopping, None without it."""
+        if self.args.early_stopping_patience:
+            return self.args.early_stopping_patience
+        callbacks = self.callback_handler.callbacks  # also of a caller
+        stopping = [callback for callback in callbacks if isinstance(callback, EarlyStoppingCallback)]
+        return stopping[0].early_stopping_patience if stopping else None
 
     def save_checkpoint(self) -> None:
         """Write a checkpoint of the current step; must be called by every process."""
