@@ -247,6 +247,8 @@ class CheckpointWriter(TrainerCallback):
                 continue
             error = checkpoint_error(folder, read=folder != checkpoint)
             if error is None or error == MODEL_ONLY:
+        if not metrics:  # best_metric is of another metric_for_best_model
+            return None, None, None
                 return step, metrics[step], str(folder)
             logger.warning("%s, the best checkpoint, is damaged: %s. Using the next best one.", folder, error)
         return None, None, None

@@ -36,7 +36,7 @@ SAME_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")  # share their state
 # Recipe keys of objects that continue their state.
 CONTINUED = {
     "optim": "optimizer", "optim_args": "optimizer", "lr_scheduler_type": "schedule",
-    "lr_scheduler_kwargs": "schedule",
+    "lr_scheduler_kwargs": "schedule", "metric_for_best_model": "schedule", "greater_is_better": "schedule",
 }  # fmt: skip
 # Schedules that follow evaluations, whose options are in their state.
 WITH_STATE = ("reduce_lr_on_plateau", "greedy")
