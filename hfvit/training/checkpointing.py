@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_utils import SaveStrategy, rotate_checkpoints
 
 from hfvit.artifacts.checkpoint import MODEL_ONLY, checkpoint_error, commit_checkpoint, is_of_run, remove_checkpoint
 from hfvit.artifacts.constants import STAGING, STATE_FILE
@@ -92,7 +92,8 @@ class CheckpointWriter(TrainerCallback):
     """Write checkpoints atomically, restore resumed runs, and stop after a signal.
 
     The Trainer writes to a staging directory; `artifacts.checkpoint` then syncs it, writes a manifest and renames it.
-    The save of an epoch's last step is postponed to the end of the epoch, so that the checkpoint has its evaluation.
+    The save of an epoch's last step is postponed to the end of the epoch, so that the checkpoint has its evaluation
+    and log; with `save_strategy: best`, so is the evaluation that decides on it.
 
     Args:
         trainer: the `HFViTTrainer` that owns this callback.
@@ -109,12 +110,14 @@ class CheckpointWriter(TrainerCallback):
         self.is_restored = True
         self._stopping: int | None = None
         self._postponed_save = False
+        self._postponed_evaluation = False
         self._only_by_signal = False
 
     # Callbacks
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._postponed_save = False
+        self._postponed_evaluation = False
         state.num_train_epochs = self.trainer.num_train_epochs
         if self.trainer.resumed_from:
             # The Trainer keeps the intervals of the checkpoint (transformers 5.24).
@@ -130,13 +133,18 @@ class CheckpointWriter(TrainerCallback):
         if ends_training or state.global_step % self.trainer.steps_per_epoch == 0:
             self._postponed_save = control.should_save
             control.should_save = False
+            if args.save_strategy == SaveStrategy.BEST:
+                self._postponed_evaluation = control.should_evaluate
+                control.should_evaluate = False
         else:
             self._save_if_stopping(control)
 
     def on_epoch_end(self, args, state, control, **kwargs):
         control.should_save |= self._postponed_save
+        control.should_evaluate |= self._postponed_evaluation
         self._save_if_stopping(control)
         self._postponed_save = False
+        self._postponed_evaluation = False
 
     def _save_if_stopping(self, control) -> None:
         if self._stopping is not None:

@@ -19,7 +19,7 @@ import torch
 from helpers.commands import ROOT, run_command
 from helpers.images import colored_split
 from helpers.messages import assert_names
-from helpers.micro_trainer import Stop, losses, make_trainer, weights
+from helpers.micro_trainer import Stop, assert_resumes_exactly, losses, make_trainer, weights
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
@@ -254,6 +254,11 @@ def test_resume_with_other_optim_args_raises(tmp_path):
             {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"factor": 0.1}},
             "lr_scheduler_kwargs",
         ),
+        (
+            {"lr_scheduler_type": "greedy", "metric_for_best_model": "accuracy"},
+            {"lr_scheduler_type": "greedy", "metric_for_best_model": "loss"},
+            "metric_for_best_model",
+        ),
     ],
 )
 def test_resume_with_another_schedule_that_follows_evaluations_raises(tmp_path, old, new, option):
@@ -264,7 +269,8 @@ def test_resume_with_another_schedule_that_follows_evaluations_raises(tmp_path, 
 
 
 def test_resume_with_another_schedule_of_steps_continues(tmp_path):
-    old, new = (describe_origin({"lr_scheduler_type": name}, SPLITS) for name in ("cosine", "linear"))
+    recipes = ({"lr_scheduler_type": "cosine"}, {"lr_scheduler_type": "linear", "metric_for_best_model": "loss"})
+    old, new = (describe_origin(recipe, SPLITS) for recipe in recipes)
     ResumeState(1, [0.0], 1, 1, 1, origin=old).save(tmp_path)
     check_origin(str(tmp_path), new)
 
@@ -361,6 +367,41 @@ def test_resume_with_what_the_checkpoint_cannot_continue_is_one_error(killed_run
 def test_resume_with_a_change_that_a_checkpoint_can_continue(killed_run, tmp_path, words):
     main([*killed_run, *words.split()])
     assert (tmp_path / "out" / "README.md").exists()
+
+
+def test_best_checkpoint_of_the_end_of_an_epoch_has_its_log(tmp_path):
+    def prepared(folder, callbacks=None):
+        options = {"save_strategy": "best", "eval_strategy": "steps", "eval_steps": 5, "logging_strategy": "epoch"}
+        return make_trainer(folder, callbacks, metric_for_best_model="loss", num_train_epochs=3, **options)
+
+    assert_resumes_exactly(prepared, tmp_path)
+    histories = [
+        [(log["step"], "loss" in log, log.get("eval_loss")) for log in json.loads(file.read_text())["log_history"]]
+        for file in sorted(tmp_path.glob("*/checkpoint-15/trainer_state.json"))
+    ]
+    assert len(histories) == 2
+    assert histories[0] == histories[1]
+    assert [step for step, is_loss, _ in histories[0] if is_loss] == [5, 10, 15]
+
+
+@pytest.mark.parametrize(("patience", "steps"), [(2, 15), (None, 50), (9, 50)])
+def test_early_stopped_run_resumes_with_another_patience(tmp_path, patience, steps):
+    options = {"num_train_epochs": 10, "learning_rate": 1e-9, "warmup_steps": 0}
+    make_trainer(tmp_path, early_stopping_patience=2, **options).train()
+    resumed = make_trainer(tmp_path, early_stopping_patience=patience, **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.resumed_at_step == 15
+    assert resumed.state.global_step == steps
+
+
+def test_resume_with_a_metric_that_was_not_computed_before_selects_by_it(tmp_path):
+    options = {"num_train_epochs": 2, "learning_rate": 1e-4, "metric_for_best_model": "loss"}
+    make_trainer(tmp_path, **options).train()
+    resumed = make_trainer(tmp_path, **options | {"num_train_epochs": 4, "metric_for_best_model": "auc"})
+    resumed.train(resume_from_checkpoint=True)
+    found = [log["eval_auc"] for log in resumed.state.log_history if "eval_auc" in log]
+    assert len(found) == 2
+    assert resumed.state.best_metric == max(found)
 
 
 def test_resume_without_changes_reports_none(killed_run, caplog):
