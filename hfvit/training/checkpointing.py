@@ -247,6 +247,8 @@ class CheckpointWriter(TrainerCallback):
         state = trainer.state
         name = f"eval_{(trainer.args.metric_for_best_model or 'loss').removeprefix('eval_')}"
         metrics = {entry["step"]: entry[name] for entry in state.log_history if name in entry}
+        if not metrics:  # best_metric is of another metric_for_best_model
+            return None, None, None
         metrics.setdefault(state.best_global_step, state.best_metric)
         others = sorted(metrics, key=metrics.get, reverse=bool(trainer.args.greater_is_better))
         for step in dict.fromkeys([state.best_global_step, *others]):
@@ -255,8 +257,6 @@ class CheckpointWriter(TrainerCallback):
                 continue
             error = checkpoint_error(folder, read=folder != checkpoint)
             if error is None or error == MODEL_ONLY:
-        if not metrics:  # best_metric is of another metric_for_best_model
-            return None, None, None
                 return step, metrics[step], str(folder)
             logger.warning("%s, the best checkpoint, is damaged: %s. Using the next best one.", folder, error)
         return None, None, None
@@ -287,7 +287,8 @@ class CheckpointWriter(TrainerCallback):
                 commit_checkpoint(staged, final)
         if args.should_save:
             self._remove_extra_checkpoint(final)
-            rotate_checkpoints(str(final.parent), args.save_total_limit, trainer.state.best_model_checkpoint)
+            if not (args.soup and self._only_by_signal):  # a member of the soup would make room for the extra one
+                rotate_checkpoints(str(final.parent), args.save_total_limit, trainer.state.best_model_checkpoint)
         trainer.accelerator.wait_for_everyone()
         self.last = str(final)
 

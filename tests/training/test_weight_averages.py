@@ -112,6 +112,32 @@ def test_soup_of_a_run_stopped_by_a_signal_has_the_members_of_one_that_was_not(t
     assert resumed.soup == whole.soup
 
 
+def test_soup_of_a_stopped_run_keeps_the_members_that_a_later_best_checkpoint_leaves(tmp_path):
+    class Scripted(TrainerCallback):
+        def __init__(self, stop=0):
+            self.stop = stop
+
+        def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+            metrics["eval_loss"] = {5: 1.0, 10: 2.0, 15: 0.5}[state.global_step]
+
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == self.stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    options = {**SOUP, "soup": "uniform", "num_train_epochs": 3, "save_total_limit": 2}
+    options |= {"metric_for_best_model": "loss", "greater_is_better": False}
+    whole = make_trainer(tmp_path / "whole", [Scripted()], **options)
+    whole.train()
+    for stop in (11, 12):
+        with pytest.raises(InterruptedRunError):
+            make_trainer(tmp_path / "stopped", [Scripted(stop)], **options).train(stop == 12)
+    resumed = make_trainer(tmp_path / "stopped", [Scripted()], **options)
+    resumed.train(True)
+    assert [member.name for member in whole.soup.members] == ["checkpoint-10", "checkpoint-15"]
+    assert resumed.soup == whole.soup
+    assert {path.name for path in (tmp_path / "stopped").iterdir()} == {"checkpoint-10", "checkpoint-15"}
+
+
 def test_soup_has_no_untrained_checkpoint(tmp_path):
     options = {"nan_policy": "rewind", "load_best_model_at_end": False, "save_total_limit": None}
     trainer = make_trainer(tmp_path, soup="uniform", **options)
