@@ -17,7 +17,7 @@ from hfvit.errors import NonFiniteLossError, OutOfMemoryError, RecipeError, Unfi
 from hfvit.pipeline import main as train
 from hfvit.recipe.files import read_yaml
 from hfvit.recipe.loader import PASSED_ON, as_options, default_of, load_recipe, without_test_split
-from hfvit.recipe.training_args import is_better_when_greater
+from hfvit.recipe.training_args import HFViTTrainingArguments, is_better_when_greater
 from hfvit.utils.files import check_writable, write_text
 from hfvit.utils.formatting import aligned
 from hfvit.utils.optional import import_optional
@@ -118,6 +118,7 @@ class Sweep:
         recipe = load_recipe(argv)
         recipe.check_is_one_run()
         training = recipe.training
+        _check_options(training)
         self.values = recipe.values
         self.options = as_options({key: getattr(training, key) for key in PASSED_ON})  # `values` do not have them
         self.quiet = training.quiet
@@ -318,6 +319,19 @@ class Sweep:
             return True
         lock.release()
         return False
+
+
+def _check_options(training: HFViTTrainingArguments) -> None:
+    """Raise `RecipeError` for options that a search would ignore."""
+    found = {
+        "overwrite_output_dir": training.overwrite_output_dir,
+        "resume_from_checkpoint": training.resume_from_checkpoint not in (None, "auto"),
+        "push_to_hub": training.push_at_end,
+    }
+    advice = "Delete the folder of the search, or choose another output_dir"
+    remedies = {"resume_from_checkpoint": "The same command resumes a search", "push_to_hub": "Use `hfvit push`"}
+    for key in (key for key, is_set in found.items() if is_set):
+        raise RecipeError(f"{key}: not available in `hfvit sweep`. {remedies.get(key, advice)}.")
 
 
 class _Pruning(TrainerCallback):

@@ -191,6 +191,19 @@ def test_sweep_passes_quiet_and_json_log_on_to_the_trials(recipe, tmp_path, caps
     assert {record["output_dir"] for record in records if "output_dir" in record} == folders
 
 
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("overwrite_output_dir", ["true"]),
+        ("resume_from_checkpoint", ["checkpoint-5"]),
+        ("push_to_hub", ["true", "--hub_model_id", "user/name"]),
+    ],
+)
+def test_sweep_with_an_option_that_it_does_not_have_raises(recipe, option, words):
+    with pytest.raises(RecipeError, match=rf"^{option}: "):
+        Sweep([str(recipe), f"--{option}", *words], {"learning_rate": [1e-3, 1e-2]})
+
+
 def test_sweep_counts_a_trial_out_of_memory(recipe, monkeypatch):
     def too_large(argv, callbacks):
         if "trial-000" in argv[0]:
