@@ -222,7 +222,7 @@ def stands_for_missing(label: str) -> bool:
 
 
 def is_list_text(label: str) -> bool:
-    """Return whether a text is a list, as pandas writes the lists of a column to a CSV file."""
+    """Return whether a text is a list, as pandas writes a column of lists to CSV."""
     return label.strip().startswith("[") and label.strip().endswith("]")
 
 

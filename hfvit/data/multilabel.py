@@ -236,7 +236,10 @@ class MultiLabel:
         return feature, {role: [[value] for value in rows] for role, rows in raw_labels.items()}
 
     def _check_not_lists(self, texts: list[str]) -> None:
-        """Raise `DataError` if the texts are lists, whose brackets and quotes would belong to the class names."""
+        """Raise `DataError` if the texts are lists.
+
+        Brackets and quotes would belong to the class names.
+        """
         labeled = [text for text in texts if text.strip()]
         if labeled and all(map(is_list_text, labeled)):
             raise DataError(
