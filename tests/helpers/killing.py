@@ -3,7 +3,7 @@
 `Killer` runs jobs (`python -m helpers.killing JOB RANK`) in forks of a process that has imported all libraries; their
 output goes to files beside `log` (by default `out`). A job trains the micro Trainer (`options`), or calls
 `hfvit.pipeline.main` (`argv`; with `machines`, each process simulates a machine and gets these additional arguments,
-and with `caches` its own cache of datasets).
+and with `caches` its own cache of datasets). `environment` adds environment variables.
 It is killed, or gets a signal, at its n-th file operation below `out`, or after a step. Python's audit hook counts
 file operations: opening a file, and each rename and deletion.
 """
@@ -42,7 +42,7 @@ class Killer:
         return [fork.returncode for fork in forks]
 
     def _start(self, job: dict, rank: int, world: int, port: int):
-        environment = command_environment()
+        environment = command_environment(**job.get("environment", {}))
         if world > 1:
             places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
             if "machines" in job:

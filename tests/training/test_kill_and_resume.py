@@ -114,6 +114,14 @@ def test_second_signal_ends_the_run_immediately(killer, tmp_path):
     assert newest_checkpoint(out) is None
 
 
+def test_signal_that_torchrun_forwards_to_its_only_process_saves_once(killer, tmp_path):
+    out = tmp_path / "out"
+    after = {"step": 4, "send": signal.SIGTERM, "again": True}
+    environment = {"TORCHELASTIC_RUN_ID": "1"}
+    assert killer.run(out, options=EVERYTHING, after=after, environment=environment) == [75], messages(out)
+    assert newest_checkpoint(out).name == "checkpoint-4"
+
+
 def test_signal_to_the_process_group_keeps_workers_alive(killer, uninterrupted, tmp_path):
     options = {**EVERYTHING, "dataloader_num_workers": 1}
     out = tmp_path / "out"
