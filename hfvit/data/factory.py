@@ -232,8 +232,10 @@ def image_dataset(
         The data set of batches.
 
     Raises:
-        DataError: there are no such columns, or labels are not classes of the model.
+        DataError: there are no rows or no such columns, or labels are not classes of the model.
     """
+    if not len(dataset):
+        raise DataError(f"Split '{name}' has no images.")
     image_column = find_image_column(dataset.features)
     kind = find_labels(dataset, image_column=image_column)
     check_columns(dataset, name, image_column, kind)
