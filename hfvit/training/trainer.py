@@ -184,7 +184,6 @@ class HFViTTrainer(Trainer):
             **kwargs,
         )
         self._evaluation_set = evaluation_set
-        self.label_names = ["labels"]  # not those of forward(), which a compiled model hides (transformers 5.24)
         self.task = task_of(model.config)
         self.losses = LOSSES[self.task.problem_type]
         self._fit_metric()
@@ -944,6 +943,8 @@ def _check_arguments(model, args, kwargs: dict[str, Any]) -> None:
             f"model: must be a model of hfvit.models, got {type(model).__name__}. Pass"
             " HFViTForImageClassification.from_pretrained(..., labels=[...]); model_init is not available."
         )
+    if hasattr(model, "_orig_mod"):  # a checkpoint's names of weights are those of the model itself
+        raise TypeError("model: must not be compiled. Pass the model itself, and torch_compile=True in args.")
     if not isinstance(args, HFViTTrainingArguments):
         raise TypeError(f"args: must be HFViTTrainingArguments, got {type(args).__name__}.")
     if "callbacks" in kwargs:
