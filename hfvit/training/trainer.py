@@ -472,12 +472,13 @@ class HFViTTrainer(Trainer):
         return keep_workers_on_signals(loader)
 
     @contextmanager
-    def _workers_stopped(self):
-        """Stop persistent data loader workers at the end of the context."""
+    def _cleaned_up(self):
+        """Stop persistent data loader workers, and restore `zero_grad` of the model, at the end of the context."""
         try:
             yield
         finally:
             self.stop_workers()
+            vars(self.model_wrapped).pop("zero_grad", None)  # of `FastZeroGrad`, also after an error
 
     def stop_workers(self) -> None:
         """Stop persistent data loader workers; the next iteration starts them again."""
@@ -741,7 +742,7 @@ class HFViTTrainer(Trainer):
             raise ModelError("model: all parameters are frozen. Set requires_grad of those to train.")
         self._measure_device()
         return_freed_memory()
-        with self.checkpoints.signals.handled(), self._workers_stopped():
+        with self.checkpoints.signals.handled(), self._cleaned_up():
             while True:
                 self._begin(checkpoint)
                 self.args.eval_on_start = evaluates_first and not (checkpoint and step_of(Path(checkpoint)))
@@ -1106,9 +1107,6 @@ class FastZeroGrad(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         # Not by assignment, which a compiled model passes on to the module within it.
         vars(self.trainer.model_wrapped)["zero_grad"] = partial(clear_gradients, self.trainer.trained)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        vars(self.trainer.model_wrapped).pop("zero_grad", None)
 
 
 def clear_gradients(parameters: Iterable[nn.Parameter], set_to_none: bool = True) -> None:

@@ -1,6 +1,7 @@
 """`HFViTTrainer` with a user's own `datasets.Dataset`, transforms, metrics, loss and callbacks."""
 
 import json
+import signal
 import time
 
 import datasets
@@ -15,7 +16,7 @@ from torchvision.transforms import v2
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments, set_seed
 
 from hfvit import HFViTTrainer, HFViTTrainingArguments
-from hfvit.errors import DataError, HFViTError, ModelError, RecipeError
+from hfvit.errors import DataError, HFViTError, InterruptedRunError, ModelError, RecipeError
 
 MEAN = STD = (0.5, 0.5, 0.5)
 
@@ -214,6 +215,20 @@ def test_trainer_without_evaluation_images_raises(tmp_path, splits):
         trainer_for(tmp_path, eval_dataset=splits)
 
 
+@pytest.mark.parametrize("kind", ["torch", "numpy", "pandas", "arrow"])
+def test_format_of_the_data_set_does_not_change_the_input(tmp_path, kind):
+    plain, other = (
+        trainer_for(tmp_path, split) for split in (colored_split(40, 1), colored_split(40, 1).with_format(kind))
+    )
+    assert torch.equal(*(torch.from_numpy(trainer.training_images(8)[0]) for trainer in (plain, other)))
+
+
+def test_data_set_with_a_transform_raises(tmp_path):
+    split = colored_split(40, 1).with_transform(lambda batch: batch)
+    with pytest.raises(DataError, match=r"'train'.*train_transforms"):
+        trainer_for(tmp_path, split)
+
+
 @pytest.mark.parametrize("wrong", [None, 3, [{"image": None}]])
 def test_evaluate_and_predict_of_other_objects_raise_a_type_error(tmp_path, wrong):
     trainer = trainer_for(tmp_path, eval_dataset=None, eval_strategy="no", save_strategy="epoch",
@@ -337,3 +352,36 @@ def test_resume_from_a_stock_checkpoint_raises(tmp_path):
         trainer_for(tmp_path).train(resume_from_checkpoint=True)
     with pytest.raises(HFViTError, match=r"^resume_from_checkpoint:"):
         trainer_for(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+
+
+class Interrupt(TrainerCallback):
+    """Send SIGINT in the second step of a process."""
+
+    def __init__(self, times=1):
+        self.times = times
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            times, self.times = self.times, 0
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+
+
+def test_interrupted_trainer_continues(tmp_path):
+    trainer = trainer_for(tmp_path, num_train_epochs=1, callbacks=[Interrupt()])
+    with pytest.raises(InterruptedRunError):
+        trainer.train()
+    assert "zero_grad" not in vars(trainer.model)
+    trainer.train(resume_from_checkpoint=True)
+    assert (trainer.resumed_at_step, trainer.state.global_step) == (2, 5)
+
+
+def test_second_interrupt_in_a_notebook_raises(tmp_path, monkeypatch):
+    monkeypatch.setattr("hfvit.training.checkpointing.is_in_notebook", lambda: True)
+    trainer = trainer_for(tmp_path, num_train_epochs=1, callbacks=[Interrupt(times=2)])
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert signal.getsignal(signal.SIGINT) is before
+    trainer.train()
+    assert trainer.state.global_step == 5
