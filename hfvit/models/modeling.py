@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Iterable
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -343,7 +344,7 @@ def _requested_labels(labels: list[str] | None, old_labels: list[str], kwargs: d
 
     Raises:
         TypeError: `labels` is not a list of strings.
-        ValueError: ids other than 0, 1, ..., or arguments that contradict each other.
+        ValueError: ids other than 0, 1, ..., no number of labels, or arguments that contradict each other.
     """
     requests: dict[str, list[str]] = {}
     if labels is not None:
@@ -351,6 +352,9 @@ def _requested_labels(labels: list[str] | None, old_labels: list[str], kwargs: d
     id2label = kwargs.pop("id2label", None)
     label2id = kwargs.pop("label2id", None)
     num_labels = kwargs.pop("num_labels", None)
+    is_count = isinstance(num_labels, Integral) and not isinstance(num_labels, bool) and num_labels > 0
+    if num_labels is not None and not is_count:
+        raise ValueError(f"num_labels: must be a positive integer, got {num_labels!r}.")
     if id2label is not None:
         requests["id2label"] = _in_order("id2label", {int(index): name for index, name in id2label.items()})
     elif label2id is not None:  # classes with the same name are one in label2id

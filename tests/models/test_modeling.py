@@ -313,6 +313,8 @@ def test_from_pretrained_with_label2id_renames_the_trained_head(saved):
         ("id2label", {"id2label": {0: "x", 2: "y"}}), ("label2id", {"label2id": {"x": 1, "y": 2}}),
         ("num_labels", {"num_labels": 5, "id2label": {0: "x", 1: "y", 2: "z"}}),
         ("num_labels", {"num_labels": 5, "labels": ["x", "y"]}),
+        ("num_labels", {"num_labels": 0}),
+        ("num_labels", {"num_labels": "3"}),
         ("id2label", {"labels": ["x", "y"], "id2label": {0: "y", 1: "x"}}), ("image_size", {"image_size": 0}),
         ("image_size", {"image_size": -64}),
     ],
