@@ -34,6 +34,7 @@ from hfvit.errors import ModelError
 from hfvit.export.client_config import family_config
 from hfvit.export.onnx import export_onnx, trace_onnx
 from hfvit.export.parity import DEFAULT_ATOL, check_parity, tolerance
+from hfvit.export.quantization import quantize_onnx
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
 STOCK = {
@@ -305,12 +306,42 @@ def test_export_onnx_of_untraceable_model_raises_one_error(tmp_path, capfd):
         ({"opset": 12}, "opset", [12, 18, 23]),
         ({"batch_size": 0}, "batch_size", [0]),
         ({"optimize": True, "dtype": "fp16"}, "optimize", ["fp16"]),
+        ({"batch_size": "2"}, "batch_size", ["'2'"]),
+        ({"batch_size": 1.5, "dynamic_axes": False}, "batch_size", [1.5]),
+        ({"atol": -1}, "atol", [-1]),
+        ({"atol": "1e-3"}, "atol", ["'1e-3'"]),
+        ({"image_size": 32}, "image_size", [32]),
+        ({"image_size": (32.0, 32)}, "image_size", ["(32.0, 32)"]),
+        ({"images": np.zeros((2, 3, 8, 8), np.float32), "dtype": "fp16"}, "images", ["(2, 3, 8, 8)"]),
+        ({"images": np.zeros((0, 3, 16, 16), np.float32), "dtype": "fp16"}, "images", ["(0, 3, 16, 16)"]),
     ],
+    ids=str,
 )
 def test_export_onnx_with_a_wrong_argument_names_it(options, option, data, micro, tmp_path):
     with pytest.raises(ModelError, match=f"^{option}: ") as caught:
         export_onnx(micro, tmp_path / "model.onnx", **options)
     assert_names(caught.value, *data)
+
+
+@pytest.mark.parametrize(("path", "kind"), [(None, TypeError), (3, TypeError), ("", ModelError), (".", ModelError)])
+def test_export_onnx_and_quantize_onnx_check_the_path_first(path, kind, micro, monkeypatch):
+    monkeypatch.setattr("hfvit.export.onnx.trace_onnx", None)  # the long work
+    with pytest.raises(kind, match=r"^path:"):
+        export_onnx(micro, path)
+    with pytest.raises(kind, match=r"^target:"):
+        quantize_onnx("model.onnx", path, mode="int8-dynamic")
+
+
+def test_export_onnx_with_an_object_as_preprocessing_raises_before_the_export(micro, tmp_path, monkeypatch):
+    monkeypatch.setattr("hfvit.export.onnx.trace_onnx", None)
+    with pytest.raises(ModelError):
+        export_onnx(micro, tmp_path / "model.onnx", preprocessing=True)
+
+
+def test_export_onnx_expands_the_home_folder(micro, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    export_onnx(micro, "~/new/model.onnx")
+    assert (tmp_path / "new" / "model.onnx").is_file()
 
 
 @pytest.mark.parametrize(
