@@ -79,10 +79,10 @@ def in_eval_mode(function: Callable) -> Callable:
 
     @wraps(function)
     def run(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(model, torch.nn.Module):
+        if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
             raise TypeError(
-                f"model: must be a torch.nn.Module, got {type(model).__name__}. Load a checkpoint with"
-                " HFViTForImageClassification.from_pretrained."
+                f"model: must be an image classifier of hfvit or transformers, got {type(model).__name__}. Load a"
+                " checkpoint with HFViTForImageClassification.from_pretrained."
             )
         with eval_mode(model):
             return function(model, *args, **kwargs)
@@ -147,6 +147,7 @@ def export_onnx(
         raise ModelError(
             f"images: must be pixel values (images, {', '.join(map(str, shape))}), got {np.shape(images)}."
         )
+    images = None if images is None else np.asarray(images, np.float32)
     if traced is None:
         fixed_size = None if dynamic_axes else batch_size
         graph = trace_onnx(model, opset=opset, batch_size=fixed_size, image_size=shape[1:], verbose=verbose)

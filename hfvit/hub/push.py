@@ -111,6 +111,8 @@ def push(
         TypeError: an argument is of another type.
     """
     check_path("folder", folder)
+    if not str(folder):  # would be the current folder
+        raise PushArgumentError("folder: must be the output_dir of a run, got ''.")
     texts = {"repo_id": repo_id, "revision": revision, "message": message, "token": token}
     for option, value in texts.items():
         if not isinstance(value, str) and (value is not None or option == "repo_id"):

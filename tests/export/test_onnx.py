@@ -304,6 +304,7 @@ def test_export_onnx_of_untraceable_model_raises_one_error(tmp_path, capfd):
     [
         ({"dtype": "int8"}, "dtype", ["'int8'", "fp32, fp16, bf16"]),
         ({"opset": 12}, "opset", [12, 18, 23]),
+        ({"opset": 18.0}, "opset", [18.0]),
         ({"batch_size": 0}, "batch_size", [0]),
         ({"optimize": True, "dtype": "fp16"}, "optimize", ["fp16"]),
         ({"batch_size": "2"}, "batch_size", ["'2'"]),
@@ -456,6 +457,14 @@ def test_int8_limit_of_a_single_class_is_relative_to_its_logits(tmp_path):
             assert found.relative_error == pytest.approx(0.05, rel=0.2)
 
 
-def test_export_onnx_of_a_path_raises_type_error(tmp_path):
+@pytest.mark.parametrize("model", ["outputs/quickstart", torch.nn.Linear(3, 3)])
+def test_export_onnx_of_another_object_raises_type_error(tmp_path, model):
     with pytest.raises(TypeError, match=r"^model:"):
-        export_onnx("outputs/quickstart", tmp_path / "model.onnx")
+        export_onnx(model, tmp_path / "model.onnx")
+
+
+def test_export_onnx_in_fp16_takes_images_of_other_types(micro, tmp_path):
+    images = np.random.default_rng(0).normal(size=(2, 3, 16, 16))
+    for name, values in (("array", images.astype(np.float32)), ("double", images), ("tensor", torch.tensor(images))):
+        export_onnx(micro, tmp_path / name, dtype="fp16", images=values)
+    assert len({(tmp_path / name).read_bytes() for name in ("array", "double", "tensor")}) == 1
