@@ -116,8 +116,10 @@ class HFViTTrainer(Trainer):
 
     Raises:
         RecipeError: the model, its weights or a stream do not support an option.
-        TypeError: a data set is of another type, or an argument is not available.
-        DataError: the training set is smaller than a batch, or has one class only.
+        TypeError: a data set or another argument is of another type, or not available.
+        ValueError: the optimizer is that of another model.
+        DataError: a data set has no images or a transform; the training set is smaller than a batch, or has one class
+            only.
     """
 
     # compute_loss returns a mean over its images, and the Trainer divides it by the accumulation steps.
