@@ -475,7 +475,7 @@ class HFViTTrainer(Trainer):
 
     @contextmanager
     def _cleaned_up(self):
-        """Stop persistent data loader workers, and restore `zero_grad` of the model, at the end of the context."""
+        """Stop persistent workers, and restore the model's `zero_grad`, at the end."""
         try:
             yield
         finally:

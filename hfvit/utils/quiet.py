@@ -24,7 +24,7 @@ def log_level(name: str | None, level: int) -> Iterator[None]:
 
 @contextmanager
 def silenced(verbose: bool = False) -> Iterator[None]:
-    """Suppress output, warnings and log messages of the process within the context, unless `verbose`.
+    """Suppress output, warnings and log messages in the context, unless `verbose`.
 
     One thread at a time is in it: the last of two would restore what the first one has set.
     """

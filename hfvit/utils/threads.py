@@ -1,4 +1,4 @@
-"""Threads: an ordered map with a bounded number of results, and PyTorch's number of threads."""
+"""Ordered map over threads, and the number of PyTorch's threads."""
 
 import threading
 from collections import deque
@@ -44,7 +44,11 @@ def _set(count: int) -> None:
 
 @contextmanager
 def _restored(own: int | None = None) -> Iterator[None]:
-    """Set PyTorch's threads at the end to `own`, by default to their number before all concurrent contexts."""
+    """Restore the number of PyTorch's threads at the end.
+
+    Args:
+        own: number to restore. Default: that before all concurrent contexts.
+    """
     global _users, _default
     with _lock:
         if not _users:
