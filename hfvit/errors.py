@@ -90,6 +90,10 @@ class UnfinishedError(HFViTError):
     def __init__(self, cause: str, resume_hint: str = "Resume with --resume_from_checkpoint auto."):
         super().__init__(f"{cause} {resume_hint}".strip())
         self.cause = cause
+        self.resume_hint = resume_hint
+
+    def __reduce__(self):
+        return type(self), (self.cause, self.resume_hint)  # of `args`, the message would have the hint twice
 
 
 class StorageError(UnfinishedError):

@@ -21,7 +21,7 @@ from PIL import ImageOps
 from transformers import TrainerCallback, set_seed
 
 import hfvit
-from hfvit.errors import DataError, ModelError, RecipeError
+from hfvit.errors import DataError, HubError, ModelError, RecipeError
 
 
 @pytest.fixture(scope="module")
@@ -314,6 +314,11 @@ def test_empty_names_are_not_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RecipeError, match=r"^RECIPE: .*''"):
         hfvit.train("", output_dir="out")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"^model_name_or_path: .*''"):
+        hfvit.HFViTForImageClassification.from_pretrained("")
+    with pytest.raises(HubError, match=r"^folder: .*''"):
+        hfvit.push("", "user/name")
 
 
 def test_results_have_short_representations(trained, colors, tmp_path):

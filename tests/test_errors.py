@@ -2,13 +2,14 @@
 
 import errno
 import os
+import pickle
 from pickle import UnpicklingError
 
 import pytest
 from helpers.messages import assert_names
 from torch.utils.data import DataLoader, Dataset
 
-from hfvit.errors import DataError, HFViTError, ModelError, run, wrap_library_errors
+from hfvit.errors import DataError, HFViTError, InterruptedRunError, ModelError, StorageError, run, wrap_library_errors
 
 
 def raise_in_block(error: Exception, **options) -> None:
@@ -43,6 +44,12 @@ def test_wrap_library_errors_passes(error):
     with pytest.raises(type(error)) as raised:
         raise_in_block(error)
     assert raised.value is error
+
+
+@pytest.mark.parametrize("error", [InterruptedRunError("Received SIGINT."), StorageError("Disk full.", "Free it.")])
+def test_unfinished_errors_are_pickled_as_they_are(error):
+    copied = pickle.loads(pickle.dumps(error))
+    assert (type(copied), str(copied), vars(copied)) == (type(error), str(error), vars(error))
 
 
 MESSAGE = "Row 3 (DataError: x.png): not a readable image, hfvit.errors.DataError: no less."

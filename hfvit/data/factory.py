@@ -232,8 +232,17 @@ def image_dataset(
         The data set of batches.
 
     Raises:
-        DataError: there are no such columns, or labels are not classes of the model.
+        DataError: there are no rows or no such columns, the data set has a transform, or labels are not classes of
+            the model.
     """
+    if not len(dataset):
+        raise DataError(f"Split '{name}' has no images.")
+    if dataset.format["type"] == "custom":
+        raise DataError(
+            f"Split '{name}': must not have a transform (set_transform). Pass train_transforms to HFViTTrainer, and"
+            " the data set without it: dataset.with_format(None)."
+        )
+    dataset = dataset.with_format(None)
     image_column = find_image_column(dataset.features)
     kind = find_labels(dataset, image_column=image_column)
     check_columns(dataset, name, image_column, kind)

@@ -25,6 +25,7 @@ from hfvit.models.explain import Explanation, explain
 from hfvit.utils.markup import markdown
 from hfvit.utils.optional import import_optional
 from hfvit.utils.overlay import highlight
+from hfvit.utils.threads import torch_threads
 
 # System fonts, since Gradio's default theme loads fonts from Google.
 FONTS = ["system-ui", "sans-serif"]
@@ -298,12 +299,8 @@ class ExplanationView:
 
     def _explain(self, values: np.ndarray, labels: torch.Tensor | None = None) -> Explanation:
         backend = self.classifier.backend
-        before = torch.get_num_threads()
-        torch.set_num_threads(backend.threads)  # global to the process, so it is restored below
-        try:
+        with torch_threads(backend.threads):
             return explain(self.model, torch.from_numpy(values).to(backend.device), labels)
-        finally:
-            torch.set_num_threads(before)
 
     def pixels(self, values: np.ndarray) -> np.ndarray:
         """Return the pixel values of an image as uint8 (height, width, 3)."""

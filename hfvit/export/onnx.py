@@ -4,10 +4,11 @@ import copy
 import hashlib
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from importlib.metadata import version
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,11 @@ from hfvit.export.onnx_file import mapped_file, read_header, write_onnx
 from hfvit.export.options import check_opset
 from hfvit.export.parity import check_onnx, check_parity, check_pixels, tolerance
 from hfvit.export.preprocessing import add_preprocessing
+from hfvit.export.processor_steps import image_steps
 from hfvit.export.text_inputs import TOKEN_AXIS, check_reads_texts, compared_texts, text_inputs, traced_texts
 from hfvit.models.attention import unfused_window_attention
 from hfvit.models.factory import meta_copy
+from hfvit.utils.checks import check_integer, checked_file
 from hfvit.utils.environment import installed_versions
 from hfvit.utils.eval_mode import eval_mode
 from hfvit.utils.files import temporary_file
@@ -76,10 +79,10 @@ def in_eval_mode(function: Callable) -> Callable:
 
     @wraps(function)
     def run(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(model, torch.nn.Module):
+        if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
             raise TypeError(
-                f"model: must be a torch.nn.Module, got {type(model).__name__}. Load a checkpoint with"
-                " HFViTForImageClassification.from_pretrained."
+                f"model: must be an image classifier of hfvit or transformers, got {type(model).__name__}. Load a"
+                " checkpoint with HFViTForImageClassification.from_pretrained."
             )
         with eval_mode(model):
             return function(model, *args, **kwargs)
@@ -130,12 +133,21 @@ def export_onnx(
         The record of the file for export.json.
 
     Raises:
-        ModelError: the model cannot be exported, or the logits differ from PyTorch's; no file is written.
+        ModelError: an argument has a wrong value, the model cannot be exported, or the logits differ from PyTorch's;
+            no file is written.
+        TypeError: the model or the path is of another type.
     """
-    _check_arguments(model, opset, dtype, optimize, batch_size)
+    path = checked_file("path", path)
+    _check_arguments(model, opset, dtype, optimize, batch_size, atol, image_size)
     check_reads_texts(model, optimize=optimize, with_preprocessing=preprocessing is not None)
-    path = Path(path)
+    if preprocessing is not None:
+        image_steps(preprocessing)  # an error for others, before the long work
     shape = (input_channels(model), *(image_size or configured_image_size(model)))
+    if images is not None and (np.shape(images)[1:] != shape or not len(images)):
+        raise ModelError(
+            f"images: must be pixel values (images, {', '.join(map(str, shape))}), got {np.shape(images)}."
+        )
+    images = None if images is None else np.asarray(images, np.float32)
     if traced is None:
         fixed_size = None if dynamic_axes else batch_size
         graph = trace_onnx(model, opset=opset, batch_size=fixed_size, image_size=shape[1:], verbose=verbose)
@@ -282,14 +294,38 @@ def input_tensor(shape: tuple[int, int, int], batch_size: int | None, with_prepr
     return TensorInfo(name="pixel_values", type="float32", shape=[batch, *shape])
 
 
-def _check_arguments(model, opset: int | None, dtype: str, optimize: bool, batch_size: int) -> None:
+def _check_arguments(
+    model: torch.nn.Module,
+    opset: int | None,
+    dtype: str,
+    optimize: bool,
+    batch_size: int,
+    atol: float | None,
+    image_size: tuple[int, int] | None,
+) -> None:
+    """Raise `ModelError` for an argument of `export_onnx` that has a wrong value.
+
+    Args:
+        model: image classifier.
+        opset: ONNX opset, or None.
+        dtype: precision of matrix products.
+        optimize: whether to fuse operators.
+        batch_size: fixed batch size.
+        atol: largest difference of a logit, or None.
+        image_size: (height, width) in pixels, or None.
+    """
     if dtype not in DTYPES:
         raise ModelError(f"dtype: must be one of {', '.join(DTYPES)}, got {dtype!r}.")
     check_opset(opset)
     if optimize and dtype != "fp32":
         raise ModelError(f"optimize: only available for dtype fp32, got {dtype}. Omit optimize or dtype.")
-    if batch_size < 1:
-        raise ModelError(f"batch_size: must be a positive integer, got {batch_size}.")
+    check_integer("batch_size", batch_size, optional=False)
+    if atol is not None and not (isinstance(atol, Real) and atol >= 0):
+        raise ModelError(f"atol: must be a non-negative number or None, got {atol!r}.")
+    if image_size is not None:
+        is_pair = isinstance(image_size, Sequence) and len(image_size) == 2
+        if not is_pair or not all(isinstance(side, Integral) and side > 0 for side in image_size):
+            raise ModelError(f"image_size: must be (height, width) in pixels or None, got {image_size!r}.")
     if (loaded := next(model.parameters()).dtype) != torch.float32:
         raise ModelError(f'The model must be in float32, got {loaded}. Load it with dtype="float32".')
 

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterable
+from numbers import Integral
 
 from hfvit.errors import ModelError
 
@@ -39,8 +40,8 @@ def check_opset(opset: int | None, quantized_for_tensorrt: bool = False) -> None
     Raises:
         ModelError: the opset is not supported.
     """
-    if opset is not None and opset not in OPSETS:
-        raise ModelError(f"opset: must be between {OPSETS[0]} and {OPSETS[-1]}, got {opset}.")
+    if opset is not None and (opset not in OPSETS or not isinstance(opset, Integral)):
+        raise ModelError(f"opset: must be an integer between {OPSETS[0]} and {OPSETS[-1]}, got {opset!r}.")
     if opset is not None and quantized_for_tensorrt:
         check_half_opset(opset)
 

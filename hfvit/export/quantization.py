@@ -18,7 +18,8 @@ from hfvit.export.fp8 import to_fp8
 from hfvit.export.half_precision import to_half, wide_values
 from hfvit.export.int8_kernels import int8_graph
 from hfvit.export.options import check_half_opset
-from hfvit.utils.files import temporary_file
+from hfvit.utils.checks import check_name, checked_file
+from hfvit.utils.files import expand_user, temporary_file
 from hfvit.utils.quiet import log_level
 
 MODES = ("int8", "int8-dynamic", "fp8")
@@ -52,6 +53,7 @@ def quantize_onnx(
     Raises:
         ModelError: the graph cannot be quantized; no file is written.
         DataError: the calibration batches are not usable; no file is written.
+        TypeError: a path is of another type.
     """
     _check_choice("mode", mode, MODES)
     _check_choice("runtime", runtime, RUNTIMES)
@@ -59,8 +61,9 @@ def quantize_onnx(
         raise ModelError("mode: must be int8 or fp8 for TensorRT, got 'int8-dynamic'. Pass calibration images.")
     if runtime == "onnxruntime" and mode == "fp8":
         raise ModelError("runtime: must be tensorrt for mode fp8, got 'onnxruntime', which has no FP8 arithmetic.")
-    source = Path(source)
-    target = Path(target)
+    check_name("source", source)
+    source = expand_user(source)
+    target = checked_file("target", target)
     model = load_float_graph(source)
     opset = next(entry.version for entry in model.opset_import if not entry.domain)
     if runtime == "tensorrt":
@@ -217,6 +220,8 @@ class Batches(CalibrationDataReader):
     """
 
     def __init__(self, model: onnx.ModelProto, batches: Iterable[np.ndarray]):
+        if isinstance(batches, str) or not isinstance(batches, Iterable):
+            raise DataError(f"calibration: must be a list or generator of batches, got {batches!r}.")
         self.input = model.graph.input[0]
         self.batches = iter(batches)
         self.images = 0
@@ -266,4 +271,4 @@ def save_in_one_file(model: onnx.ModelProto, target: Path) -> None:
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise ModelError(f"{name}: must be one of {', '.join(known)}, got '{value}'.{nearest(value, known)}")
+        raise ModelError(f"{name}: must be one of {', '.join(known)}, got {value!r}.{nearest(str(value), known)}")

@@ -4,7 +4,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -38,6 +38,7 @@ from hfvit.artifacts.engine_record import EngineRecord
 from hfvit.artifacts.export_record import ExportRecord
 from hfvit.errors import HubError, PushArgumentError, one_line, printable
 from hfvit.hub.files import EXPORTS, PushedFile, exports_left_out, files_to_push, outdated_files
+from hfvit.utils.checks import check_name as check_path
 from hfvit.utils.files import expand_user
 from hfvit.utils.formatting import aligned, size
 
@@ -107,8 +108,21 @@ def push(
 
     Raises:
         HubError: nothing was pushed, or the model loaded from the Hub has other logits.
+        TypeError: an argument is of another type.
     """
-    return push_to(folder, Destination(repo_id, private, revision, create_pr, token), include, message)
+    check_path("folder", folder)
+    if not str(folder):  # would be the current folder
+        raise PushArgumentError("folder: must be the output_dir of a run, got ''.")
+    texts = {"repo_id": repo_id, "revision": revision, "message": message, "token": token}
+    for option, value in texts.items():
+        if not isinstance(value, str) and (value is not None or option == "repo_id"):
+            raise TypeError(f"{option}: must be a string, got {'***' if option == 'token' else repr(value)}.")
+    for option, value in {"private": private, "create_pr": create_pr}.items():
+        if not isinstance(value, bool | None):
+            raise TypeError(f"{option}: must be True or False, got {value!r}.")
+    if isinstance(include, str) or not isinstance(include, Iterable):
+        raise TypeError(f"include: must be a list of exports, got {include!r}.")
+    return push_to(folder, Destination(repo_id, private, revision, create_pr, token), tuple(include), message)
 
 
 def push_to(

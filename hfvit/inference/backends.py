@@ -12,6 +12,7 @@ import torch
 from hfvit.errors import ModelError, one_line, wrap_library_errors
 from hfvit.inference.execution_providers import CPU, CUDA, RTX, TENSORRT, Providers, start_session
 from hfvit.utils.global_state import tf32_mode
+from hfvit.utils.threads import torch_threads
 
 logger = logging.getLogger(__name__)
 
@@ -57,16 +58,12 @@ class TorchBackend:
         Raises:
             ModelError: the model fails, such as one of gray images.
         """
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.threads)  # global to the process, so it is restored below
-        try:
+        failed = f"{type(self.model).__name__} failed on a batch of shape {batch.shape}"
+        with torch_threads(self.threads), tf32_mode(self.tf32):
             pixel_values = torch.from_numpy(batch).to(self.device, self.model.dtype)
             text_inputs = {name: torch.from_numpy(values).to(self.device) for name, values in (texts or {}).items()}
-            failed = f"{type(self.model).__name__} failed on a batch of shape {batch.shape}"
-            with wrap_library_errors(ModelError, failed, limit=300), tf32_mode(self.tf32):
+            with wrap_library_errors(ModelError, failed, limit=300):
                 return self.model(pixel_values, **text_inputs).logits.float().cpu().numpy()
-        finally:
-            torch.set_num_threads(before)
 
 
 class OnnxBackend:

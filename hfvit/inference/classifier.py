@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +43,8 @@ CPU_BATCH = 16
 DEVICE_BATCH = 128
 _HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
 _EXPORT_OPTIONS = (*_HUB_OPTIONS, "proxies", "trust_remote_code")  # of `from_pretrained`, for exports
+# Pillow reads a file when its pixels are used, which threads with the same image must not do at once.
+_LOCKS = [Lock() for _ in range(64)]
 _IMAGE_KINDS = "PIL images, uint8 arrays, file names or URLs"
 
 
@@ -736,7 +739,9 @@ def _as_rgb(image: Any) -> Image.Image:
     if isinstance(image, np.ndarray):
         return from_array(image)
     if isinstance(image, Image.Image):
-        return to_rgb(image)
+        lock = _LOCKS[(id(image) >> 4) % len(_LOCKS)]  # the lower bits are zero
+        with lock, wrap_library_errors(DataError, "images: a PIL image cannot be read"):
+            return to_rgb(image)
     if not isinstance(image, str | Path):
         raise _wrong_type(image)
     if not str(image):

@@ -1,5 +1,6 @@
 """Pooled features of images: the inputs of a classifier's head."""
 
+import copy
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -203,17 +204,23 @@ def with_features(
         finally:
             handle.remove()
     elif network is not None:
-        compute = network.forward_head
+        recorder = copy.copy(network)
 
         def forward_head(maps: Any) -> torch.Tensor:
-            keep(compute(maps, pre_logits=True))
-            return compute(maps)
+            keep(network.forward_head(maps, pre_logits=True))
+            return network.forward_head(maps)
 
-        network.forward_head = forward_head  # a method has no hooks
-        try:
-            yield run
-        finally:
-            del network.forward_head
+        recorder.forward_head = forward_head  # a method has no hooks
+        model = copy.copy(classifier.backend.model)  # with the same weights, for other calls at the same time
+        model._modules = {**model._modules, "timm_model": recorder}
+
+        def run_recorder(runner: Classifier, batch: Any) -> tuple[np.ndarray, np.ndarray]:
+            runner = copy.copy(runner)
+            runner.backend = copy.copy(runner.backend)
+            runner.backend.model = model
+            return run(runner, batch)
+
+        yield run_recorder
     else:
         yield run
 

@@ -1,9 +1,10 @@
 """Tasks: metrics, calibration and thresholds of single- or multi-label models."""
 
+import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from transformers import PreTrainedConfig
@@ -179,6 +180,29 @@ def trainer_metrics(
         if count := not_finite(prediction.predictions):
             logger.warning("The logits of %d images of an evaluation are NaN or infinite", count)
         own = task.scalars(prediction.predictions, prediction.label_ids, names, ranked)
-        return own | (compute_metrics(prediction) if compute_metrics else {})
+        return own | (json_metrics(compute_metrics(prediction)) if compute_metrics else {})
 
     return compute
+
+
+def json_metrics(metrics: Any) -> dict[str, Any]:
+    """Return the metrics of a user as JSON values, as checkpoints have them.
+
+    Arrays become lists.
+
+    Raises:
+        TypeError: not a dict of names and JSON values.
+    """
+    if not isinstance(metrics, Mapping):
+        raise TypeError(f"compute_metrics: must return a dict, got {type(metrics).__name__}.")
+    values = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in metrics.items()}
+    for name, value in values.items():
+        if not isinstance(name, str):
+            raise TypeError(f"compute_metrics: names of metrics must be strings, got {name!r}.")
+        try:
+            json.dumps(value)
+        except TypeError:
+            raise TypeError(
+                f"compute_metrics: {name} must be a number, an array or a JSON value, got {type(value).__name__}."
+            ) from None
+    return values

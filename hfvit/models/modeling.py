@@ -2,7 +2,8 @@
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hfvit.models.attention import recorded_attention
 from hfvit.models.configuration import HFViTConfig, load_config
 from hfvit.models.freezing import FrozenParts, classifier_parameters, freeze
 from hfvit.models.image_size import check_image_size, check_patches, resize_input
-from hfvit.recipe.arguments import DROP_RATES, check_network
+from hfvit.recipe.arguments import DROP_RATES, MULTI_LABEL, SINGLE_LABEL, check_network
 from hfvit.utils.eval_mode import eval_mode
 from hfvit.utils.files import file_mode
 from hfvit.utils.formatting import shortened
@@ -363,8 +364,8 @@ def _requested_labels(labels: list[str] | None, old_labels: list[str], kwargs: d
         kwargs: arguments of `from_pretrained`, without `id2label`, `label2id` and `num_labels` afterwards.
 
     Raises:
-        TypeError: `labels` is not a list of strings.
-        ValueError: ids other than 0, 1, ..., or arguments that contradict each other.
+        TypeError: class names or their container are of another type.
+        ValueError: no class, ids other than 0, 1, ..., no number of labels, or arguments that contradict each other.
     """
     requests: dict[str, list[str]] = {}
     if labels is not None:
@@ -372,10 +373,18 @@ def _requested_labels(labels: list[str] | None, old_labels: list[str], kwargs: d
     id2label = kwargs.pop("id2label", None)
     label2id = kwargs.pop("label2id", None)
     num_labels = kwargs.pop("num_labels", None)
+    is_count = isinstance(num_labels, Integral) and not isinstance(num_labels, bool) and num_labels > 0
+    if num_labels is not None and not is_count:
+        raise ValueError(f"num_labels: must be a positive integer, got {num_labels!r}.")
+    for option, value in {"id2label": id2label, "label2id": label2id}.items():
+        if not isinstance(value, Mapping | None):
+            raise TypeError(f"{option}: must be a dict, got {value!r}.")
     if id2label is not None:
-        requests["id2label"] = _in_order("id2label", {int(index): name for index, name in id2label.items()})
+        requests["id2label"] = _in_order("id2label", id2label.items())
     elif label2id is not None:  # classes with the same name are one in label2id
-        requests["label2id"] = _in_order("label2id", {int(index): name for name, index in label2id.items()})
+        requests["label2id"] = _in_order("label2id", ((index, name) for name, index in label2id.items()))
+    if empty := next((option for option, names in requests.items() if not names), None):
+        raise ValueError(f"{empty}: must have at least one class name.")
     if not requests:
         if num_labels is not None and num_labels != len(old_labels):
             return [f"LABEL_{index}" for index in range(num_labels)]
@@ -410,8 +419,24 @@ def _as_names(labels: Any) -> list[str]:
     return names
 
 
-def _in_order(option: str, name_of: dict[int, str]) -> list[str]:
-    """Return class names by index, or raise `ValueError` if an index is missing."""
+def _in_order(option: str, classes: Iterable[tuple[Any, Any]]) -> list[str]:
+    """Return class names by index.
+
+    Args:
+        option: name of the argument.
+        classes: pairs of index and class name.
+
+    Raises:
+        TypeError: a class name is not a string.
+        ValueError: an index is missing, or no integer.
+    """
+    name_of = {}
+    for index, name in classes:
+        if not isinstance(name, str):
+            raise TypeError(f"{option}: class names must be strings, got {name!r}.")
+        if not re.fullmatch(r"\d+", str(index)):
+            raise ValueError(f"{option}: indices must be non-negative integers, got {index!r}.")
+        name_of[int(index)] = name
     if sorted(name_of) != list(range(len(name_of))):
         raise ValueError(
             f"{option}: indices must be 0 to {len(name_of) - 1}, got {', '.join(map(str, sorted(name_of)[:20]))}."
@@ -423,6 +448,9 @@ def _set_values(config: HFViTConfig, kwargs: dict[str, Any]) -> None:
     """Move keyword arguments to the configuration, as the stock class does."""
     problem_type = kwargs.pop("problem_type", None)
     if problem_type:
+        known = (SINGLE_LABEL, MULTI_LABEL, "regression")  # those of transformers
+        if problem_type not in known:
+            raise ValueError(f"problem_type: must be one of {', '.join(known)}, got {problem_type!r}.")
         config.set_problem_type(problem_type)
     for key in (config.to_dict().keys() - {"dtype", "torch_dtype"}) & kwargs.keys():
         setattr(config, key, kwargs.pop(key))

@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import SaveStrategy, rotate_checkpoints
+from transformers.utils import is_in_notebook
 
 from hfvit.artifacts.checkpoint import MODEL_ONLY, checkpoint_error, commit_checkpoint, is_of_run, remove_checkpoint
 from hfvit.artifacts.constants import STAGING, STATE_FILE
@@ -52,7 +54,11 @@ class StopSignals:
 
     @contextmanager
     def handled(self) -> Iterator[None]:
-        """Record the first signal within the context; a later one ends the process."""
+        """Record the first signal within the context; a later one ends the process.
+
+        In a notebook or a Python prompt, a later SIGINT raises `KeyboardInterrupt` instead.
+        """
+        self.received = None  # a signal of an earlier training
         if threading.current_thread() is not threading.main_thread():  # only it may set handlers
             yield
             return
@@ -71,6 +77,8 @@ class StopSignals:
                 name = signal.Signals(number).name
                 text = f"hfvit: received {name}: saving after this step. Send it again to stop immediately.\n"
                 os.write(2, text.encode())  # print is not safe in a signal handler
+        elif number == signal.SIGINT and (is_in_notebook() or hasattr(sys, "ps1")):
+            raise KeyboardInterrupt
         elif time.monotonic() - self._received_at >= self._same_signal_seconds:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

@@ -59,12 +59,13 @@ class SpeedMeter(TrainerCallback):
 
     @contextmanager
     def paused(self):
-        """Exclude the time within the context."""
+        """Exclude the time within the context, which may be nested."""
         start = time.perf_counter()
+        before = self.paused_for
         try:
             yield
         finally:
-            self.paused_for += time.perf_counter() - start
+            self.paused_for = before + time.perf_counter() - start  # with that of inner contexts
 
     def since_last(self) -> dict[str, float]:
         """Return the throughput since the last call."""

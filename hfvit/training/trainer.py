@@ -73,6 +73,12 @@ OVERRIDDEN_PRIVATE_METHODS = {
 # Private attributes of `transformers.Trainer` that are read or set below, in the same version.
 PRIVATE_ATTRIBUTES = ("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged", "_initial_global_step")
 
+# Arguments of `transformers.Trainer` that are not available -> what to do instead.
+UNAVAILABLE = {
+    "data_collator": "Data sets return batches: use train_transforms.",
+    "preprocess_logits_for_metrics": "Metrics are computed from the logits: process them in compute_metrics.",
+}
+
 
 class HFViTTrainer(Trainer):
     """Train an image classifier with augmentation and preprocessing on the device.
@@ -96,7 +102,8 @@ class HFViTTrainer(Trainer):
             binary of a multi-label model.
         balanced: sample all classes equally often.
         progressive: callback that resizes training images, see `finetuning.progressive_resizing`.
-        **kwargs: arguments of `transformers.Trainer`, but not `data_collator` and `model_init`.
+        **kwargs: arguments of `transformers.Trainer`, but not `data_collator`, `model_init` and
+            `preprocess_logits_for_metrics`.
             `compute_loss_func=(outputs, labels, num_items_in_batch) -> loss` replaces the training loss and returns a
             mean over its batch.
 
@@ -109,8 +116,10 @@ class HFViTTrainer(Trainer):
 
     Raises:
         RecipeError: the model, its weights or a stream do not support an option.
-        TypeError: a data set is of another type, or an argument is not available.
-        DataError: the training set is smaller than a batch, or has one class only.
+        TypeError: a data set or another argument is of another type, or not available.
+        ValueError: the optimizer is that of another model.
+        DataError: a data set has no images or a transform; the training set is smaller than a batch, or has one class
+            only.
     """
 
     # compute_loss returns a mean over its images, and the Trainer divides it by the accumulation steps.
@@ -133,7 +142,17 @@ class HFViTTrainer(Trainer):
         progressive: TrainerCallback | None = None,
         **kwargs,
     ):
-        _check_arguments(model, kwargs)
+        _check_arguments(model, args, kwargs)
+        parts = {
+            "augmentation": (augmentation, Augmentation),
+            "preprocessing": (preprocessing, Preprocessing),
+            "mixing": (mixing, BatchMixing),
+            "objective": (objective, nn.Module),
+            "progressive": (progressive, TrainerCallback),
+        }
+        for option, (part, kind) in parts.items():
+            if not isinstance(part, kind | None):
+                raise TypeError(f"{option}: must be of type {kind.__name__}, got {part!r}.")
         functions = {"compute_metrics": compute_metrics, "train_transforms": train_transforms}
         check_functions(functions | {"compute_loss_func": kwargs.get("compute_loss_func")})
         data_config = resolve_data_config(model.config.pretrained_cfg)
@@ -145,13 +164,15 @@ class HFViTTrainer(Trainer):
                 train_dataset, labels, data_config, "train", augmentation, args.seed, train_transforms
             )
         _check_dataset("train_dataset", train_dataset, ImageStream)
+        if isinstance(eval_dataset, dict) and not eval_dataset:
+            raise DataError("eval_dataset: must have at least one data set, got {}. Pass None to evaluate none.")
         splits = eval_dataset if isinstance(eval_dataset, dict) else {"validation": eval_dataset}
         splits = {
             name: evaluation_set(split, name=name) if isinstance(split, Dataset) else split
             for name, split in splits.items()
         }
         for split in splits.values():
-            _check_dataset("eval_dataset", split, EvaluationStream)
+            _check_dataset("eval_dataset", split, EvaluationStream, optional=not isinstance(eval_dataset, dict))
         eval_dataset = splits if isinstance(eval_dataset, dict) else splits["validation"]
         super().__init__(
             model,
@@ -431,6 +452,7 @@ class HFViTTrainer(Trainer):
         chosen = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(chosen, str):
             chosen = self.eval_dataset[chosen]
+        _check_dataset("eval_dataset", chosen, EvaluationStream, optional=False)
         if isinstance(chosen, EvaluationStream):
             return self._evaluation_stream_loader(chosen)
         if eval_dataset is None or eval_dataset is self.eval_dataset or isinstance(eval_dataset, str):
@@ -441,6 +463,7 @@ class HFViTTrainer(Trainer):
     def get_test_dataloader(self, test_dataset) -> DataLoader:
         if isinstance(test_dataset, Dataset):
             test_dataset = self._evaluation_set(test_dataset, name="test")
+        _check_dataset("test_dataset", test_dataset, EvaluationStream, optional=False)
         if isinstance(test_dataset, EvaluationStream):
             return self._evaluation_stream_loader(test_dataset)
         return self._kept(super().get_test_dataloader(test_dataset))
@@ -451,12 +474,13 @@ class HFViTTrainer(Trainer):
         return keep_workers_on_signals(loader)
 
     @contextmanager
-    def _workers_stopped(self):
-        """Stop persistent data loader workers at the end of the context."""
+    def _cleaned_up(self):
+        """Stop persistent workers, and restore the model's `zero_grad`, at the end."""
         try:
             yield
         finally:
             self.stop_workers()
+            vars(self.model_wrapped).pop("zero_grad", None)  # of `FastZeroGrad`, also after an error
 
     def stop_workers(self) -> None:
         """Stop persistent data loader workers; the next iteration starts them again."""
@@ -703,6 +727,7 @@ class HFViTTrainer(Trainer):
         Raises:
             RecipeError: there is no checkpoint to resume from.
             NonFiniteLossError: the loss is NaN or infinite.
+            ModelError: the model has no parameter to train, or the checkpoint cannot be loaded.
             OutOfMemoryError: a single image does not fit into memory.
             StorageError: a checkpoint cannot be written.
             InterruptedRunError: the run was stopped by a signal and saved.
@@ -715,9 +740,11 @@ class HFViTTrainer(Trainer):
         check_shared_memory(self.args.dataloader_num_workers)
         _remember_missing_lomo()
         self._count_trained_parameters()
+        if not self.trained:
+            raise ModelError("model: all parameters are frozen. Set requires_grad of those to train.")
         self._measure_device()
         return_freed_memory()
-        with self.checkpoints.signals.handled(), self._workers_stopped():
+        with self.checkpoints.signals.handled(), self._cleaned_up():
             while True:
                 self._begin(checkpoint)
                 self.args.eval_on_start = evaluates_first and not (checkpoint and step_of(Path(checkpoint)))
@@ -908,21 +935,56 @@ class HFViTTrainer(Trainer):
                 self.state.save_to_json(str(file))
 
 
-def _check_arguments(model, kwargs: dict[str, Any]) -> None:
-    """Raise `TypeError` for arguments of the stock Trainer that are not available.
+def _check_arguments(model, args, kwargs: dict[str, Any]) -> None:
+    """Check arguments of the stock Trainer, and remove those that are not available.
 
     Args:
         model: model of the trainer.
+        args: training arguments.
         kwargs: further arguments.
+
+    Raises:
+        TypeError: an argument is not available, or of another type.
+        ValueError: the optimizer is that of another model.
     """
-    if kwargs.get("data_collator") is not None:
-        raise TypeError("data_collator: not available, as data sets return batches. Use train_transforms.")
-    kwargs.pop("data_collator", None)
+    for option, advice in UNAVAILABLE.items():
+        if kwargs.pop(option, None) is not None:
+            raise TypeError(f"{option}: not available in HFViTTrainer. {advice}")
     if kwargs.get("model_init") is not None or not hasattr(getattr(model, "config", None), "pretrained_cfg"):
         raise TypeError(
             f"model: must be a model of hfvit.models, got {type(model).__name__}. Pass"
             " HFViTForImageClassification.from_pretrained(..., labels=[...]); model_init is not available."
         )
+    if hasattr(model, "_orig_mod"):  # a checkpoint's names of weights are those of the model itself
+        raise TypeError("model: must not be compiled. Pass the model itself, and torch_compile=True in args.")
+    if not isinstance(args, HFViTTrainingArguments):
+        raise TypeError(f"args: must be HFViTTrainingArguments, got {type(args).__name__}.")
+    if "callbacks" in kwargs:
+        kwargs["callbacks"] = checked_callbacks(kwargs["callbacks"])
+    if "optimizers" in kwargs:
+        _check_optimizers(model, kwargs["optimizers"])
+
+
+def _check_optimizers(model: nn.Module, optimizers: Any) -> None:
+    """Check the optimizer and the schedule of a user.
+
+    Args:
+        model: model of the trainer.
+        optimizers: pair of an optimizer and a schedule, either of which may be None.
+
+    Raises:
+        TypeError: not such a pair.
+        ValueError: the optimizer has no parameter of the model, which it would not train.
+    """
+    kinds = (torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None)
+    is_pair = isinstance(optimizers, tuple | list) and len(optimizers) == 2
+    if not is_pair or not all(map(isinstance, optimizers, kinds)):
+        raise TypeError(f"optimizers: must be (optimizer, schedule or None), got {optimizers!r}.")
+    if optimizers[0] is None:
+        return
+    parameters = {id(parameter) for parameter in model.parameters()}
+    if not any(id(parameter) in parameters for group in optimizers[0].param_groups for parameter in group["params"]):
+        raise ValueError("optimizers: has no parameter of this model. Create the optimizer after the model.")
 
 
 def check_functions(functions: dict[str, Any]) -> None:
@@ -975,15 +1037,16 @@ def _remember_missing_lomo() -> None:
         sys.modules["lomo_optim"] = None
 
 
-def _check_dataset(key: str, dataset: Any, stream: type) -> None:
-    """Raise `TypeError` unless `dataset` is None or returns batches.
+def _check_dataset(key: str, dataset: Any, stream: type, *, optional: bool = True) -> None:
+    """Raise `TypeError` unless a data set returns batches.
 
     Args:
         key: argument with the data set, for messages.
         dataset: data set.
         stream: type of a streamed data set.
+        optional: whether it may be None.
     """
-    if not isinstance(dataset, ImageDataset | stream | None):
+    if not isinstance(dataset, ImageDataset | stream) and not (dataset is None and optional):
         raise TypeError(
             f"{key}: must be a datasets.Dataset with an image and a label column, got {type(dataset).__name__}. Use"
             " datasets.Dataset.from_list, or one split of a DatasetDict."
@@ -1055,9 +1118,6 @@ class FastZeroGrad(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         # Not by assignment, which a compiled model passes on to the module within it.
         vars(self.trainer.model_wrapped)["zero_grad"] = partial(clear_gradients, self.trainer.trained)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        vars(self.trainer.model_wrapped).pop("zero_grad", None)
 
 
 def clear_gradients(parameters: Iterable[nn.Parameter], set_to_none: bool = True) -> None:

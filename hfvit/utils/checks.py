@@ -3,9 +3,11 @@
 import math
 import os
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 from hfvit.errors import ModelError
+from hfvit.utils.files import check_writable, expand_user
 
 SAVE_DATASET = "Save a Dataset with save_to_disk, and pass its folder."  # advice of `check_name`
 _INTEGERS = {0: "a non-negative integer", 1: "a positive integer"}
@@ -51,3 +53,24 @@ def check_name(option: str, value: Any, advice: str = "") -> None:
     """
     if not isinstance(value, str | os.PathLike):
         raise TypeError(f"{option}: must be a path or name, got {type(value).__name__}. {advice}".strip())
+
+
+def checked_file(option: str, path: Any) -> Path:
+    """Return the path of a file that can be written, with `~` expanded.
+
+    Its folder may be missing.
+
+    Args:
+        option: name of the argument.
+        path: value of the argument.
+
+    Raises:
+        ModelError: the path is empty or a folder, or cannot be written.
+        TypeError: the value is no path.
+    """
+    check_name(option, path)
+    file = expand_user(path)
+    if not str(path) or file.is_dir():
+        raise ModelError(f"{option}: must be a file, got {str(path)!r}.")
+    check_writable(next(folder for folder in file.absolute().parents if folder.exists()), option, ModelError)
+    return file

@@ -2,8 +2,9 @@
 
 import os
 import random
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
@@ -15,6 +16,10 @@ DETERMINISM = (
     "CUDA_LAUNCH_BLOCKING", "CUBLAS_WORKSPACE_CONFIG", "ASCEND_LAUNCH_BLOCKING", "HCCL_DETERMINISTIC",
     "FLASH_ATTENTION_DETERMINISTIC",
 )  # fmt: skip
+
+_tf32_lock = threading.Lock()
+_tf32_users = 0
+_tf32_before = ExitStack()
 
 
 @contextmanager
@@ -39,14 +44,24 @@ def kept_tf32() -> Iterator[None]:
 def tf32_mode(enabled: bool | None) -> Iterator[None]:
     """Set the TF32 mode of matrix products and convolutions in the context.
 
-    None keeps it.
+    None keeps it. The mode is that of the process: the last of concurrent contexts restores it.
     """
+    global _tf32_users
     if enabled is None:
         yield
         return
-    with kept_tf32():
+    with _tf32_lock:
+        if not _tf32_users:
+            _tf32_before.enter_context(kept_tf32())
+        _tf32_users += 1
         set_tf32(enabled)
+    try:
         yield
+    finally:
+        with _tf32_lock:
+            _tf32_users -= 1
+            if not _tf32_users:
+                _tf32_before.close()
 
 
 @contextmanager

@@ -29,14 +29,16 @@ def folder_or_hub_id(name: str | Path, error: type[HFViTError], option: str | No
 
     Args:
         name: folder or Hub id.
-        error: exception type for a missing folder, a file, a Hub id with a revision, or a name close to that of an
-            existing folder.
+        error: exception type for an empty name, a missing folder, a file, a Hub id with a revision, or a name close to
+            that of an existing folder.
         option: beginning of the error message.
     """
     folder = expand_user(name)
+    head = f"{option}: " if option else ""
+    if not str(name):  # would be the current folder
+        raise error(f"{head}must be a folder or Hub id, got ''.")
     if os.path.isdir(folder):
         return str(folder)
-    head = f"{option}: " if option else ""
     if os.path.isfile(folder):
         raise error(f"{head}{name} is a file, not a folder or Hub id.")
     if is_path(name):

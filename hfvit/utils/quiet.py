@@ -2,9 +2,12 @@
 
 import io
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+
+_silence = threading.RLock()
 
 
 @contextmanager
@@ -21,12 +24,15 @@ def log_level(name: str | None, level: int) -> Iterator[None]:
 
 @contextmanager
 def silenced(verbose: bool = False) -> Iterator[None]:
-    """Suppress output, warnings and log messages within the context, unless `verbose`."""
+    """Suppress output, warnings and log messages in the context, unless `verbose`.
+
+    One thread at a time is in it: the last of two would restore what the first one has set.
+    """
     if verbose:
         yield
         return
-    before = logging.root.manager.disable
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), warnings.catch_warnings():
+    with _silence, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        before = logging.root.manager.disable
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)
         try:

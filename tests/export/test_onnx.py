@@ -34,6 +34,7 @@ from hfvit.errors import ModelError
 from hfvit.export.client_config import family_config
 from hfvit.export.onnx import export_onnx, trace_onnx
 from hfvit.export.parity import DEFAULT_ATOL, check_parity, tolerance
+from hfvit.export.quantization import quantize_onnx
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
 STOCK = {
@@ -303,14 +304,45 @@ def test_export_onnx_of_untraceable_model_raises_one_error(tmp_path, capfd):
     [
         ({"dtype": "int8"}, "dtype", ["'int8'", "fp32, fp16, bf16"]),
         ({"opset": 12}, "opset", [12, 18, 23]),
+        ({"opset": 18.0}, "opset", [18.0]),
         ({"batch_size": 0}, "batch_size", [0]),
         ({"optimize": True, "dtype": "fp16"}, "optimize", ["fp16"]),
+        ({"batch_size": "2"}, "batch_size", ["'2'"]),
+        ({"batch_size": 1.5, "dynamic_axes": False}, "batch_size", [1.5]),
+        ({"atol": -1}, "atol", [-1]),
+        ({"atol": "1e-3"}, "atol", ["'1e-3'"]),
+        ({"image_size": 32}, "image_size", [32]),
+        ({"image_size": (32.0, 32)}, "image_size", ["(32.0, 32)"]),
+        ({"images": np.zeros((2, 3, 8, 8), np.float32), "dtype": "fp16"}, "images", ["(2, 3, 8, 8)"]),
+        ({"images": np.zeros((0, 3, 16, 16), np.float32), "dtype": "fp16"}, "images", ["(0, 3, 16, 16)"]),
     ],
+    ids=str,
 )
 def test_export_onnx_with_a_wrong_argument_names_it(options, option, data, micro, tmp_path):
     with pytest.raises(ModelError, match=f"^{option}: ") as caught:
         export_onnx(micro, tmp_path / "model.onnx", **options)
     assert_names(caught.value, *data)
+
+
+@pytest.mark.parametrize(("path", "kind"), [(None, TypeError), (3, TypeError), ("", ModelError), (".", ModelError)])
+def test_export_onnx_and_quantize_onnx_check_the_path_first(path, kind, micro, monkeypatch):
+    monkeypatch.setattr("hfvit.export.onnx.trace_onnx", None)  # the long work
+    with pytest.raises(kind, match=r"^path:"):
+        export_onnx(micro, path)
+    with pytest.raises(kind, match=r"^target:"):
+        quantize_onnx("model.onnx", path, mode="int8-dynamic")
+
+
+def test_export_onnx_with_an_object_as_preprocessing_raises_before_the_export(micro, tmp_path, monkeypatch):
+    monkeypatch.setattr("hfvit.export.onnx.trace_onnx", None)
+    with pytest.raises(ModelError):
+        export_onnx(micro, tmp_path / "model.onnx", preprocessing=True)
+
+
+def test_export_onnx_expands_the_home_folder(micro, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    export_onnx(micro, "~/new/model.onnx")
+    assert (tmp_path / "new" / "model.onnx").is_file()
 
 
 @pytest.mark.parametrize(
@@ -425,6 +457,14 @@ def test_int8_limit_of_a_single_class_is_relative_to_its_logits(tmp_path):
             assert found.relative_error == pytest.approx(0.05, rel=0.2)
 
 
-def test_export_onnx_of_a_path_raises_type_error(tmp_path):
+@pytest.mark.parametrize("model", ["outputs/quickstart", torch.nn.Linear(3, 3)])
+def test_export_onnx_of_another_object_raises_type_error(tmp_path, model):
     with pytest.raises(TypeError, match=r"^model:"):
-        export_onnx("outputs/quickstart", tmp_path / "model.onnx")
+        export_onnx(model, tmp_path / "model.onnx")
+
+
+def test_export_onnx_in_fp16_takes_images_of_other_types(micro, tmp_path):
+    images = np.random.default_rng(0).normal(size=(2, 3, 16, 16))
+    for name, values in (("array", images.astype(np.float32)), ("double", images), ("tensor", torch.tensor(images))):
+        export_onnx(micro, tmp_path / name, dtype="fp16", images=values)
+    assert len({(tmp_path / name).read_bytes() for name in ("array", "double", "tensor")}) == 1

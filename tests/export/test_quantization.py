@@ -408,6 +408,8 @@ def test_quantize_onnx_of_unsupported_file_names_it(bad_files, tmp_path, what, d
     [
         ({"calibration": None}, ["int8-dynamic"]),
         ({"calibration": []}, []),
+        ({"calibration": 3}, [3]),
+        ({"calibration": "photos"}, ["'photos'"]),
         ({"calibration": [images(2)[:, :, :16]]}, ["float32", "('batch_size', 3, 32, 32)", (2, 3, 16, 32)]),
         ({"calibration": [images(2).astype(np.float64)]}, ["float32", "float64"]),
         ({"calibration": [images(2)[0]]}, ["('batch_size', 3, 32, 32)", (3, 32, 32)]),
@@ -426,6 +428,7 @@ def test_quantize_onnx_with_bad_calibration_names_it(graphs, tmp_path, arguments
     ("arguments", "option", "data"),
     [
         ({"mode": "int4"}, "mode", ["'int4'", "int8, int8-dynamic, fp8"]),
+        ({"mode": None}, "mode", ["None"]),
         ({"mode": "fp8"}, "runtime", ["tensorrt", "'onnxruntime'"]),
         ({"runtime": "onnxruntimes"}, "runtime", ["'onnxruntimes'", "'onnxruntime'"]),
         ({"mode": "int8-dynamic", "runtime": "tensorrt"}, "mode", ["TensorRT"]),

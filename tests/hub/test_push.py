@@ -19,6 +19,7 @@ from helpers.runs import PUSHED
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
+import hfvit
 from hfvit.artifacts.export_folder import find_exports
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.cli.export_onnx import main as export
@@ -519,3 +520,17 @@ def test_files_to_push_of_several_runs_names_their_folders(tmp_path):
     with pytest.raises(PushArgumentError, match=r"^OUTPUT_DIR:") as caught:
         files_to_push(tmp_path, "user/name")
     assert_names(caught.value, f"{tmp_path}/seed_N", f"{tmp_path}/fold_N")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"folder": None}, {"repo_id": None}, {"repo_id": 3}, {"include": "onnx"}, {"include": 3}, {"private": "no"},
+        {"create_pr": 1}, {"revision": 3}, {"message": 3}, {"token": 3},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_push_with_an_argument_of_another_type_names_it(wrong, tmp_path):
+    [option] = wrong
+    with pytest.raises(TypeError, match=f"^{option}:"):
+        hfvit.push(**{"folder": tmp_path, "repo_id": "user/name", **wrong})

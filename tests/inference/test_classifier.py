@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -314,6 +315,26 @@ def test_images_of_several_sizes_are_classified_together(tmp_path, tta):
     classifier = hfvit.load_classifier(tmp_path, device="cpu", tta=tta)
     wanted = np.concatenate([classifier.logits([image]) for image in images])
     np.testing.assert_allclose(classifier.logits(images), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["large.png", "large.jpg"])
+def test_an_opened_image_is_read_once_by_several_threads(export, tmp_path, name):
+    noise = np.random.default_rng(0).integers(0, 256, (600, 800, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / name)
+    classifier = hfvit.load_classifier(export)
+    expected = classifier.prepare_image(tmp_path / name).values
+    for _ in range(3):
+        image = Image.open(tmp_path / name)
+        with ThreadPoolExecutor(8) as pool:
+            prepared = list(pool.map(classifier.prepare_image, [image] * 8))
+        assert all(np.array_equal(each.values, expected) for each in prepared)
+
+
+def test_a_truncated_image_that_was_opened_is_a_data_error(export, images, tmp_path):
+    images[0].resize((200, 200)).save(tmp_path / "whole.jpg")
+    (tmp_path / "half.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-200])
+    with pytest.raises(DataError, match=r"^images:"):
+        hfvit.load_classifier(export).predict([Image.open(tmp_path / "half.jpg")])
 
 
 @pytest.mark.parametrize("image", [b"\x89PNG", None, 3, torch.zeros(3, 16, 16)])

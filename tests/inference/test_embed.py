@@ -78,6 +78,23 @@ def test_embed_of_another_head_equals_timms_pooled_features(architecture, tmp_pa
     np.testing.assert_allclose(np.stack(parquet.read_table(output)["features"].to_numpy()), expected, atol=1e-5)
 
 
+def test_embed_of_another_head_during_a_call_equals_that_alone(tmp_path):
+    images = write_images(tmp_path / "images", 3)
+    model = build_model(LABELS, architecture="deit_tiny_distilled_patch16_224", image_size=16, timm_kwargs=MICRO)
+    model.save_pretrained(tmp_path / "run")
+    classifier = load_classifier(tmp_path / "run", device="cpu")
+    inner = []
+
+    def embedded():
+        for image in images:
+            inner.append(hfvit.embed(classifier, image))
+            yield image
+
+    outer = hfvit.embed(classifier, embedded())
+    np.testing.assert_allclose(outer, inner, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(outer, hfvit.embed(classifier, images))
+
+
 def test_embed_of_a_stock_model_is_the_input_of_its_classifier(stock):
     image = colored_image(0, np.random.default_rng(0), size=16)
     model = ViTForImageClassification.from_pretrained(stock).eval()

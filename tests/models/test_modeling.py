@@ -327,6 +327,13 @@ def test_from_pretrained_with_label2id_renames_the_trained_head(saved):
         ("id2label", {"id2label": {0: "x", 2: "y"}}), ("label2id", {"label2id": {"x": 1, "y": 2}}),
         ("num_labels", {"num_labels": 5, "id2label": {0: "x", 1: "y", 2: "z"}}),
         ("num_labels", {"num_labels": 5, "labels": ["x", "y"]}),
+        ("num_labels", {"num_labels": 0}),
+        ("num_labels", {"num_labels": "3"}),
+        ("labels", {"labels": []}),
+        ("id2label", {"id2label": {}}),
+        ("id2label", {"id2label": {"a": "x"}}),
+        ("label2id", {"label2id": {"x": "a"}}),
+        ("problem_type", {"problem_type": "multi_label"}),
         ("id2label", {"labels": ["x", "y"], "id2label": {0: "y", 1: "x"}}), ("image_size", {"image_size": 0}),
         ("image_size", {"image_size": -64}),
     ],
@@ -338,7 +345,8 @@ def test_from_pretrained_with_contradicting_values_raises(saved, option, kwargs)
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("labels", "abc"), ("labels", 3), ("labels", [0, 1]), ("image_size", (64, 48)), ("image_size", "64"),
+    [("labels", "abc"), ("labels", 3), ("id2label", ["a", "b"]), ("label2id", [0]), ("id2label", {0: 1}),
+      ("labels", [0, 1]), ("image_size", (64, 48)), ("image_size", "64"),
      ("image_size", 64.0)],
 )  # fmt: skip
 def test_from_pretrained_with_a_wrong_type_raises(saved, option, value):

@@ -1,5 +1,9 @@
 """`HFViTTrainer` with a user's own `datasets.Dataset`, transforms, metrics, loss and callbacks."""
 
+import json
+import signal
+import time
+
 import datasets
 import numpy as np
 import pytest
@@ -9,17 +13,17 @@ from helpers.micro_trainer import losses, weights
 from helpers.models import build_model
 from helpers.recipes import ARCHITECTURE, MICRO
 from torchvision.transforms import v2
-from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments, set_seed
 
 from hfvit import HFViTTrainer, HFViTTrainingArguments
-from hfvit.errors import DataError, HFViTError, RecipeError
+from hfvit.errors import DataError, HFViTError, InterruptedRunError, ModelError, RecipeError
 
 MEAN = STD = (0.5, 0.5, 0.5)
 
 
 def trainer_for(folder, train=None, **options):
     names = ("train_transforms", "compute_metrics", "compute_loss_func", "callbacks", "optimizer_cls_and_kwargs",
-             "objective", "eval_dataset")  # fmt: skip
+             "objective", "eval_dataset", "optimizers")  # fmt: skip
     own = {"eval_dataset": colored_split(13, 2)} | {name: options.pop(name) for name in names if name in options}
     defaults = {
         "global_batch_size": 8, "num_train_epochs": 2, "learning_rate": 3e-3, "logging_steps": 1, "use_cpu": True,
@@ -164,13 +168,122 @@ def test_trainer_with_other_data_sets_names_the_argument(key, wrong, tmp_path):
         HFViTTrainer(model, args, **{key: wrong})
 
 
-@pytest.mark.parametrize("option", [{"data_collator": list}, {"model": None}, {"model_init": list}])
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"data_collator": list},
+        {"preprocess_logits_for_metrics": torch.softmax},
+        {"model": None},
+        {"model_init": list},
+        {"args": TrainingArguments()},
+        {"args": {"output_dir": "out"}},
+        {"callbacks": TrainingArguments},
+        {"optimizers": torch.optim.SGD},
+        {"optimizers": (torch.optim.SGD, None)},
+        {"augmentation": "rand_augment"},
+        {"preprocessing": v2.Resize(16)},
+        {"mixing": 0.2},
+        {"objective": torch.nn.functional.cross_entropy},
+        {"progressive": 16},
+    ],
+    ids=str,
+)
 def test_trainer_with_unavailable_arguments_raises_a_type_error(option, tmp_path):
     args = HFViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     model = build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO)
-    key = "data_collator" if "data_collator" in option else "model"
-    with pytest.raises(TypeError, match=f"^{key}:"):
+    [key] = option
+    with pytest.raises(TypeError, match=f"^{key.replace('model_init', 'model')}:"):
         HFViTTrainer(**{"model": model, "args": args, **option})
+
+
+def test_optimizer_of_another_model_raises(tmp_path):
+    other = build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO)
+    with pytest.raises(ValueError, match=r"^optimizers:"):
+        trainer_for(tmp_path, optimizers=(torch.optim.SGD(other.parameters(), lr=0.1), None))
+
+
+def test_model_without_trainable_parameters_raises(tmp_path):
+    trainer = trainer_for(tmp_path)
+    trainer.model.requires_grad_(False)
+    with pytest.raises(ModelError, match=r"^model:"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("splits", [{}, {"a": None}, {"a": colored_split(3, 0).select([])}])
+def test_trainer_without_evaluation_images_raises(tmp_path, splits):
+    with pytest.raises((DataError, TypeError), match=r"eval_dataset|'a'"):
+        trainer_for(tmp_path, eval_dataset=splits)
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy", "pandas", "arrow"])
+def test_format_of_the_data_set_does_not_change_the_input(tmp_path, kind):
+    plain, other = (
+        trainer_for(tmp_path, split) for split in (colored_split(40, 1), colored_split(40, 1).with_format(kind))
+    )
+    assert torch.equal(*(torch.from_numpy(trainer.training_images(8)[0]) for trainer in (plain, other)))
+
+
+def test_data_set_with_a_transform_raises(tmp_path):
+    split = colored_split(40, 1).with_transform(lambda batch: batch)
+    with pytest.raises(DataError, match=r"'train'.*train_transforms"):
+        trainer_for(tmp_path, split)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, [{"image": None}]])
+def test_evaluate_and_predict_of_other_objects_raise_a_type_error(tmp_path, wrong):
+    trainer = trainer_for(tmp_path, eval_dataset=None, eval_strategy="no", save_strategy="epoch",
+                          load_best_model_at_end=False)  # fmt: skip
+    with pytest.raises(TypeError, match=r"^eval_dataset:"):
+        trainer.evaluate(wrong)
+    with pytest.raises(TypeError, match=r"^test_dataset:"):
+        trainer.predict(wrong)
+
+
+def test_single_callback_is_called(tmp_path):
+    steps = []
+
+    class Record(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            steps.append(state.global_step)
+
+    trainer_for(tmp_path, callbacks=Record(), max_steps=1).train()
+    assert steps == [1]
+
+
+def test_compiled_model_raises_a_type_error(tmp_path):
+    trainer = trainer_for(tmp_path)
+    with pytest.raises(TypeError, match=r"^model:"):
+        HFViTTrainer(torch.compile(trainer.model), trainer.args)
+
+
+def test_arrays_of_compute_metrics_are_lists_in_the_checkpoint(tmp_path):
+    def own(prediction):
+        return {"matrix": np.eye(2), "vector": torch.ones(3), "number": np.float32(0.5), "text": "a"}
+
+    trainer_for(tmp_path, compute_metrics=own, max_steps=1).train()
+    [state] = tmp_path.glob("checkpoint-1/trainer_state.json")
+    [metrics] = [log for log in json.loads(state.read_text())["log_history"] if "eval_loss" in log]
+    found = {key: metrics[f"eval_{key}"] for key in ("matrix", "vector", "number", "text")}
+    assert found == {"matrix": [[1.0, 0.0], [0.0, 1.0]], "vector": [1.0] * 3, "number": 0.5, "text": "a"}
+
+
+@pytest.mark.parametrize("wrong", [None, 0.5, {"a": object()}, {1: 0.5}])
+def test_compute_metrics_without_json_values_raises_a_type_error(tmp_path, wrong):
+    with pytest.raises(TypeError, match=r"^compute_metrics:"):
+        trainer_for(tmp_path, compute_metrics=lambda prediction: wrong).evaluate()
+
+
+def test_evaluation_of_several_sets_is_excluded_from_the_speed_once(tmp_path):
+    class Evaluate(TrainerCallback):
+        def on_evaluate(self, args, state, control, **kwargs):
+            time.sleep(0.2)
+
+    sets = {"a": colored_split(13, 2), "b": colored_split(9, 3)}
+    trainer = trainer_for(tmp_path, eval_dataset=sets, callbacks=[Evaluate()], eval_strategy="steps", eval_steps=1,
+                          max_steps=3)  # fmt: skip
+    started = time.perf_counter()
+    trainer.train()
+    assert trainer.speed.paused_for < time.perf_counter() - started
 
 
 @pytest.mark.parametrize("option", ["compute_metrics", "train_transforms", "compute_loss_func"])
@@ -239,3 +352,36 @@ def test_resume_from_a_stock_checkpoint_raises(tmp_path):
         trainer_for(tmp_path).train(resume_from_checkpoint=True)
     with pytest.raises(HFViTError, match=r"^resume_from_checkpoint:"):
         trainer_for(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+
+
+class Interrupt(TrainerCallback):
+    """Send SIGINT in the second step of a process."""
+
+    def __init__(self, times=1):
+        self.times = times
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            times, self.times = self.times, 0
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+
+
+def test_interrupted_trainer_continues(tmp_path):
+    trainer = trainer_for(tmp_path, num_train_epochs=1, callbacks=[Interrupt()])
+    with pytest.raises(InterruptedRunError):
+        trainer.train()
+    assert "zero_grad" not in vars(trainer.model)
+    trainer.train(resume_from_checkpoint=True)
+    assert (trainer.resumed_at_step, trainer.state.global_step) == (2, 5)
+
+
+def test_second_interrupt_in_a_notebook_raises(tmp_path, monkeypatch):
+    monkeypatch.setattr("hfvit.training.checkpointing.is_in_notebook", lambda: True)
+    trainer = trainer_for(tmp_path, num_train_epochs=1, callbacks=[Interrupt(times=2)])
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert signal.getsignal(signal.SIGINT) is before
+    trainer.train()
+    assert trainer.state.global_step == 5

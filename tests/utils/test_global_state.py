@@ -63,3 +63,16 @@ def test_tf32_is_restored_from_each_way_to_set_it():
         with tf32_mode(True):
             pass
         assert tf32() == before
+
+
+def test_tf32_is_restored_by_the_last_of_concurrent_contexts():
+    with kept_tf32():
+        set_tf32(False)
+        before = tf32()
+        first, second = tf32_mode(True), tf32_mode(True)
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert torch.backends.cuda.matmul.allow_tf32
+        second.__exit__(None, None, None)
+        assert tf32() == before
