@@ -407,7 +407,9 @@ def _open_metadata(
     """
     table = read_tables(metadata[:1], "metadata")[0][1]
     columns = data.label_columns or usual_columns(table.features, LABEL_NAMES)[:1]
-    columns = columns or _only_flags(table, data)
+    if not columns:
+        flags, are_labels = flag_columns(table, data, image_column_of(table.features, data.image_column))
+        columns = flags if are_labels else []
     if columns and set(columns) <= set(table.features):
         return _with_images(_open_tables(data, metadata, left_out), files)
     images = select_images(files, left_out, ignored=TABLE_EXTENSIONS)
@@ -460,16 +462,6 @@ def _metadata_texts(data: DataArguments, metadata: list[File]) -> dict[str, dict
                 values = [None if value is None else str(value) for value in table[name][:]]
                 texts.setdefault(name, {}).update(zip(paths, values, strict=True))
     return texts
-
-
-def _only_flags(table: Dataset, data: DataArguments) -> list[str]:
-    """Return the 0/1 columns if all others are paths, splits or texts.
-
-    `splits.find_labels` has the same rule.
-    """
-    others = {image_column_of(table.features, data.image_column), data.text_column, *split_columns(table.column_names)}
-    flags = flag_columns(table, others)
-    return flags if {*flags, *others} >= set(table.column_names) else []
 
 
 # Tables

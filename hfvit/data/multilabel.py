@@ -1,15 +1,16 @@
 """Encode multi-label targets: lists, 0/1 columns, strings with a separator."""
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, IterableDataset, LargeList, List, Value
 
 from hfvit.data.labels import CLASS_TYPES, SEPARATORS, check_column, column_values, encode_labels
+from hfvit.data.tables import split_columns
 from hfvit.errors import DataError
-from hfvit.recipe.arguments import MULTI_LABEL
+from hfvit.recipe.arguments import MULTI_LABEL, DataArguments
 from hfvit.utils.formatting import counted, shortened
 
 FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
@@ -34,23 +35,28 @@ def as_flag(value: Any) -> bool | None:
     return FLAGS.get(value.strip().lower()) if isinstance(value, str) else None
 
 
-def flag_columns(dataset: Dataset, others: Collection[str | None] = ()) -> list[str]:
+def flag_columns(dataset: Dataset, data: DataArguments | None, image_column: str | None) -> tuple[list[str], bool]:
     """Find the columns with only 0 and 1, or false and true.
 
     Args:
         dataset: training split.
-        others: columns that are not labels.
+        data: data options of the recipe, or None.
+        image_column: column of images.
 
     Returns:
-        The names of two or more columns, or none.
+        (two or more columns or none, whether all others have images, texts, groups or splits).
     """
+    others = {image_column, *split_columns(dataset.features)}
+    if data:
+        others |= {data.text_column, data.group_column}
     found = []
     for name, feature in dataset.features.items():
         if name in others or not isinstance(feature, Value) or not feature.dtype.startswith(FLAG_TYPES):
             continue
         if as_flag(dataset[name][0]) is not None and all(as_flag(value) is not None for value in dataset[name][:]):
             found.append(name)
-    return found if len(found) > 1 else []
+    found = found if len(found) > 1 else []
+    return found, {*found, *others} >= set(dataset.features)
 
 
 class MultiLabel:

@@ -31,7 +31,7 @@ from hfvit.data.labels import (
 from hfvit.data.local import LocalData, open_local
 from hfvit.data.multilabel import MultiLabel, flag_columns, list_item, stratified_folds, stratified_rows
 from hfvit.data.references import check_cards
-from hfvit.data.tables import LABEL_NAMES, as_images, root_cause, split_columns, usual_columns
+from hfvit.data.tables import LABEL_NAMES, as_images, root_cause, usual_columns
 from hfvit.errors import DataError, RecipeError, nearest, one_line, printable
 from hfvit.recipe.arguments import DEFAULT_TEST_SPLIT, MULTI_LABEL, SINGLE_LABEL, DataArguments
 from hfvit.utils.formatting import counted, shortened
@@ -99,8 +99,11 @@ def find_labels(
         try:
             columns = [find_label_column(split.features)]
         except DataError as error:
-            others = (data.text_column, data.group_column) if data else ()
-            columns = _only_flags(split, (image_column, *others), error)
+            is_table = isinstance(split, Dataset)
+            columns, are_labels = flag_columns(split, data, image_column) if is_table else ([], False)
+            if not columns or not are_labels:
+                found = f" Columns of 0 and 1 are {', '.join(columns)}: --label_column {' '.join(columns[:3])}."
+                raise DataError(f"{error}{found if columns else ''}") from None
     several = len(columns) > 1 or list_item(split.features.get(columns[0])) is not None
     if several and problem_type == SINGLE_LABEL:
         raise DataError(
@@ -110,22 +113,6 @@ def find_labels(
     if several or problem_type == MULTI_LABEL or separator:
         return MultiLabel(columns, separator)
     return SingleLabel(columns[0])
-
-
-def _only_flags(split: Dataset | IterableDataset, others: tuple[str | None, ...], error: DataError) -> list[str]:
-    """Return the 0/1 columns if all other columns are `others` or split names.
-
-    Args:
-        split: training split.
-        others: columns that are not labels.
-        error: error to raise otherwise.
-    """
-    others = (*others, *split_columns(split.features))
-    flags = flag_columns(split, others) if isinstance(split, Dataset) else []
-    if flags and {*flags, *others} >= set(split.features):
-        return flags
-    hint = f" Columns of 0 and 1 are {', '.join(flags)}: --label_column {' '.join(flags[:3])}." if flags else ""
-    raise DataError(f"{error}{hint}")
 
 
 def check_image_column(split: Dataset | IterableDataset, name: str, column: str) -> None:
