@@ -282,12 +282,12 @@ def _open_saved(root: Path, data: DataArguments, left_out: LeftOut) -> LocalData
     return LocalData(data.dataset_name, splits, is_split, left_out, "folder of Dataset.save_to_disk")
 
 
-def _in_memory(load: Callable[[], Dataset], rows: int | None = None, files: Sequence[File] = ()) -> LocalSplit:
+def _in_memory(load: Callable[[], Dataset], rows: int, files: Sequence[File] = ()) -> LocalSplit:
     """Create a split whose stream reads a table in memory.
 
     Args:
         load: function that returns the table.
-        rows: number of rows, if known.
+        rows: number of rows.
         files: files of the split.
     """
 
@@ -324,7 +324,7 @@ def _open_folders(
         folders.notes.append(
             f"{tables[0].name} is not used, since the classes are the folders. Pass the file to use it."
         )
-    return _folder_data(data, folders, left_out)
+    return _folder_data(data, folders, left_out, {})
 
 
 def _open_listed(data: DataArguments, files: list[File], tables: list[File], error: DataError) -> LocalData:
@@ -351,10 +351,7 @@ def _with_images(local: LocalData, files: list[File]) -> LocalData:
 
 
 def _folder_data(
-    data: DataArguments,
-    folders: ClassFolders,
-    left_out: LeftOut,
-    columns: dict[str, dict[str, str | None]] | None = None,
+    data: DataArguments, folders: ClassFolders, left_out: LeftOut, columns: dict[str, dict[str, str | None]]
 ) -> LocalData:
     links = check_shared_files(data.dataset_name, folders.splits)
     labels = folders.labels
@@ -373,7 +370,7 @@ def _in_order(splits: dict[str, LocalSplit]) -> dict[str, LocalSplit]:
 
 
 def _folder_dataset(
-    rows: Sequence[tuple[File, str]], labels: list[str], columns: dict[str, dict[str, str | None]] | None = None
+    rows: Sequence[tuple[File, str]], labels: list[str], columns: dict[str, dict[str, str | None]]
 ) -> Dataset:
     """Create a table with the columns `image` (undecoded), `label` and `columns`.
 
@@ -387,9 +384,7 @@ def _folder_dataset(
     paths = pa.array([file.path for file, _ in rows], pa.string())
     images = pa.StructArray.from_arrays([pa.nulls(len(rows), pa.binary()), paths], ["bytes", "path"])
     arrays = {"image": images, "label": pa.array([index_of[label] for _, label in rows], pa.int64())}
-    texts = {
-        name: [column.get(os.path.normpath(file.path)) for file, _ in rows] for name, column in (columns or {}).items()
-    }
+    texts = {name: [column.get(os.path.normpath(file.path)) for file, _ in rows] for name, column in columns.items()}
     for name, values in texts.items():
         features[name] = Value("string")
         arrays[name] = pa.array(values, pa.string())

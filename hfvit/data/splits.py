@@ -358,14 +358,14 @@ def open_source(data: DataArguments) -> LocalData | None:
     return None if data.dataset_name == DIGITS else open_local(data)
 
 
-def choose_splits(data: DataArguments, available: Sequence[str], local: LocalData | None = None) -> dict[str, str]:
+def choose_splits(data: DataArguments, available: Sequence[str], local: LocalData | None) -> dict[str, str]:
     """Choose the splits for training, validation and test.
 
     Args:
         data: data options of the recipe. Without `validation_split`, a split with a usual name is used; the default
             `test_split` may be missing.
         available: names of the splits, empty if unknown.
-        local: local data set, whose `validation` can be called `val`.
+        local: local data set, whose `validation` can be called `val`, or None.
 
     Returns:
         The name of the split by role.
@@ -504,7 +504,7 @@ def labels_as_in_training(
     raw_labels: Mapping[str, list],
     loaded: Mapping[str, Dataset | IterableDataset],
     names: Mapping[str, str],
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str] | None,
 ) -> dict[str, list]:
     """Convert the labels of all splits to the type of the labels of `train`.
 
@@ -513,7 +513,7 @@ def labels_as_in_training(
         raw_labels: labels by role.
         loaded: splits by role.
         names: names of the splits by role, for messages.
-        class_names: class names that the recipe declares.
+        class_names: class names that the recipe declares, or None.
     """
     train = kind.type_of(loaded["train"].features)
     return {
@@ -883,7 +883,7 @@ def load_split(data: DataArguments, split: str, option: str = "split", local: Lo
         # datasets 5 does not run code of a data set.
         dataset = datasets.load_dataset(origin, data.dataset_config_name, split=split, revision=data.dataset_revision)
     except Exception as error:
-        raise why_not_loaded(data, split, error, option) from error
+        raise not_loaded_error(data, split, error, option) from error
     if not isinstance(dataset, Dataset):
         raise DataError(f"{option}: must be one split, got '{split}' of {name}.")
     if len(dataset) == 0:
@@ -926,7 +926,7 @@ def dataset_commit(files: Iterable[str]) -> str | None:
     return next((match[1] for match in found if match), None)
 
 
-def why_not_loaded(data: DataArguments, split: str, error: Exception, option: str = "split") -> DataError:
+def not_loaded_error(data: DataArguments, split: str, error: Exception, option: str) -> DataError:
     """Create the error for a split that `datasets` cannot load.
 
     Args:
