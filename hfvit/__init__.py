@@ -64,34 +64,34 @@ if TYPE_CHECKING:
     from hfvit.report.write import write_report as write_report
     from hfvit.training.trainer import HFViTTrainer as HFViTTrainer
 
-# Public name -> (module, name). Resolved on first use, so that `import hfvit` and `hfvit --help` do not import torch.
+# Public name -> module. Resolved on first use, so that `import hfvit` and `hfvit --help` do not import torch.
 _PUBLIC = {
-    "AugmentationArguments": ("recipe.arguments", "AugmentationArguments"),
-    "Classifier": ("inference.classifier", "Classifier"),
-    "DataArguments": ("recipe.arguments", "DataArguments"),
-    "FinetuningArguments": ("recipe.arguments", "FinetuningArguments"),
-    "HFViTConfig": ("models.configuration", "HFViTConfig"),
-    "HFViTForImageClassification": ("models.modeling", "HFViTForImageClassification"),
-    "HFViTFusionConfig": ("models.image_text", "HFViTFusionConfig"),
-    "HFViTFusionForImageClassification": ("models.image_text", "HFViTFusionForImageClassification"),
-    "HFViTTrainer": ("training.trainer", "HFViTTrainer"),
-    "HFViTTrainingArguments": ("recipe.training_args", "HFViTTrainingArguments"),
-    "ModelArguments": ("recipe.arguments", "ModelArguments"),
-    "RunArguments": ("recipe.arguments", "RunArguments"),
-    "RunRecord": ("artifacts.run_record", "RunRecord"),
-    "embed": ("inference.embed", "embed"),
-    "export_onnx": ("export.onnx", "export_onnx"),
-    "extend": ("evaluation.extend", "extend"),
-    "find_lr": ("lr_finder", "find_lr"),
-    "inspect": ("report.inspection", "inspect"),
-    "load_classifier": ("inference.classifier", "load_classifier"),
-    "predict": ("inference.classifier", "predict"),
-    "push": ("hub.push", "push"),
-    "quantize_onnx": ("export.quantization", "quantize_onnx"),
-    "soup": ("evaluation.soup", "soup"),
-    "train": ("multirun", "train"),
-    "validate": ("evaluation.validate", "validate"),
-    "write_report": ("report.write", "write_report"),
+    "AugmentationArguments": "recipe.arguments",
+    "Classifier": "inference.classifier",
+    "DataArguments": "recipe.arguments",
+    "FinetuningArguments": "recipe.arguments",
+    "HFViTConfig": "models.configuration",
+    "HFViTForImageClassification": "models.modeling",
+    "HFViTFusionConfig": "models.image_text",
+    "HFViTFusionForImageClassification": "models.image_text",
+    "HFViTTrainer": "training.trainer",
+    "HFViTTrainingArguments": "recipe.training_args",
+    "ModelArguments": "recipe.arguments",
+    "RunArguments": "recipe.arguments",
+    "RunRecord": "artifacts.run_record",
+    "embed": "inference.embed",
+    "export_onnx": "export.onnx",
+    "extend": "evaluation.extend",
+    "find_lr": "lr_finder",
+    "inspect": "report.inspection",
+    "load_classifier": "inference.classifier",
+    "predict": "inference.classifier",
+    "push": "hub.push",
+    "quantize_onnx": "export.quantization",
+    "soup": "evaluation.soup",
+    "train": "multirun",
+    "validate": "evaluation.validate",
+    "write_report": "report.write",
 }
 
 
@@ -102,8 +102,7 @@ if not TYPE_CHECKING:  # type checkers would accept any name
             return import_module("hfvit.errors")
         if name not in _PUBLIC:
             raise AttributeError(f"module 'hfvit' has no attribute {name!r}; it has {', '.join(sorted(_PUBLIC))}")
-        module, attribute = _PUBLIC[name]
-        return getattr(import_module(f"hfvit.{module}"), attribute)
+        return getattr(import_module(f"hfvit.{_PUBLIC[name]}"), name)
 
 
 def __dir__():

@@ -255,7 +255,7 @@ def estimate(recipe: Recipe) -> str:
             ]
         ),
         "",
-        *_disk(own, args),
+        _disk(own, args),
         "",
         *_table(recipe, batch, available - process),
         "",
@@ -284,13 +284,13 @@ def _available_memory(device: torch.device) -> tuple[int, str, int]:
     return psutil.virtual_memory().available + process, "of memory", process
 
 
-def _disk(own: StepMemory, args) -> list[str]:
+def _disk(own: StepMemory, args) -> str:
     checkpoint = own.weights + own.optimizer + own.average
     kept = "all are kept" if args.save_total_limit is None else f"at most {args.save_total_limit + 1} at once"
     folder = expand_user(args.output_dir).absolute()
     existing = next(path for path in (folder, *folder.parents) if os.path.exists(path))
     free = size(shutil.disk_usage(existing).free)
-    return [f"disk       {size(checkpoint)} per checkpoint, {kept}; {free} free in {existing}"]
+    return f"disk       {size(checkpoint)} per checkpoint, {kept}; {free} free in {existing}"
 
 
 def _table(recipe: Recipe, batch: int, available: int) -> list[str]:

@@ -262,8 +262,3 @@ def _distinct(names: list[str]) -> list[str]:
     """Add the index to names that several classes have, such as ImageNet's `crane`."""
     counts = Counter(names)
     return [f"{name} ({index})" if counts[name] > 1 else name for index, name in enumerate(names)]
-
-
-def class_names(artifact: Artifact, **kwargs) -> list[str]:
-    """Read the class names, in the order of the logits; arguments as `read_head`."""
-    return read_head(artifact, **kwargs).labels

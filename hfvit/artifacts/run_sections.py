@@ -176,6 +176,11 @@ class Score(NamedTuple):
     value: float
     interval: tuple[float, float]
 
+    @property
+    def title(self) -> str:
+        """Return the name at the start of a line: Accuracy, Micro F1, mAP."""
+        return self.name if self.name == "mAP" else self.name[0].upper() + self.name[1:]
+
 
 @dataclass(kw_only=True)
 class SplitMetrics(Record):

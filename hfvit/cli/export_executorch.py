@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def export_executorch_command(options: argparse.Namespace) -> None:
     """Check the options, import torch, and export."""
     from hfvit.artifacts.export_folder import claim_folder
-    from hfvit.export.options import check_gate
+    from hfvit.export.options import as_onnx_options, check_gate
 
     require_checkpoint(options)
     check_gate(options)
@@ -63,9 +63,8 @@ def export_executorch_command(options: argparse.Namespace) -> None:
 
     load_executorch()
     from hfvit.export.executorch import ExecuTorchExport
-    from hfvit.export.openvino import export_options
 
-    ExecuTorchExport(export_options(options), folder).run()
+    ExecuTorchExport(as_onnx_options(options, "executorch"), folder).run()
 
 
 class ExecuTorchExportCommand(HFViTExportCommand):

@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def export_openvino_command(options: argparse.Namespace) -> None:
     """Check the options, import torch, and export."""
     from hfvit.artifacts.export_folder import claim_folder
-    from hfvit.export.options import CALIBRATED, CALIBRATION, check_gate, refuse_unused
+    from hfvit.export.options import CALIBRATED, CALIBRATION, as_onnx_options, check_gate, refuse_unused
 
     require_checkpoint(options)
     if options.quantize not in CALIBRATED:
@@ -77,9 +77,9 @@ def export_openvino_command(options: argparse.Namespace) -> None:
     from hfvit.inference.openvino_backend import load_openvino
 
     load_openvino()
-    from hfvit.export.openvino import OpenVINOExport, export_options
+    from hfvit.export.openvino import OpenVINOExport
 
-    OpenVINOExport(export_options(options), folder).run()
+    OpenVINOExport(as_onnx_options(options, "openvino"), folder).run()
 
 
 class OpenVINOExportCommand(HFViTExportCommand):

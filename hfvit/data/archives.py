@@ -285,9 +285,7 @@ def _sample_key(name: str) -> tuple[str, str]:
     return f"{folder}/{stem}", kind.lower()
 
 
-def webdataset(
-    shards: Sequence[File], split: str, image_column: str | None = None, label_column: str | None = None
-) -> Dataset:
+def webdataset(shards: Sequence[File], split: str, image_column: str | None, label_column: str | None) -> Dataset:
     """Load images, labels and texts of WebDataset shards.
 
     The first call copies them to the cache of `datasets`.
@@ -295,8 +293,8 @@ def webdataset(
     Args:
         shards: tar files, in the order of the rows.
         split: name of the split, for the progress bar.
-        image_column: name for the image column. Default: `image`.
-        label_column: name for the label column, and key of the label in `json` members. Default: `label`, and any of
+        image_column: name for the image column, None for `image`.
+        label_column: name for the label column, and key of the label in `json` members. None for `label`, and any of
             `LABEL_NAMES` as the key.
     """
     features, arguments = _sample_source(shards, image_column, label_column)
@@ -305,15 +303,13 @@ def webdataset(
     )
 
 
-def webdataset_stream(
-    shards: Sequence[File], image_column: str | None = None, label_column: str | None = None
-) -> IterableDataset:
+def webdataset_stream(shards: Sequence[File], image_column: str | None, label_column: str | None) -> IterableDataset:
     """Stream the samples of WebDataset shards.
 
     Args:
         shards: tar files, each of which is a shard of the stream.
-        image_column: name for the image column.
-        label_column: name for the label column, and key of the label in `json` members.
+        image_column: name for the image column, see `webdataset`.
+        label_column: name for the label column, see `webdataset`.
     """
     features, arguments = _sample_source(shards, image_column, label_column)
     return IterableDataset.from_generator(generate_samples, features, arguments)

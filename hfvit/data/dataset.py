@@ -65,7 +65,8 @@ class DecodingReader:
     """
 
     def __init__(self, split: Dataset, name: str, data_config: dict[str, Any]):
-        self.split, self.name = split, name
+        self.split = split
+        self.name = name
         self.eval_transform = evaluation_transform(data_config)
 
     def for_training(self, rows: np.ndarray, seeds: np.ndarray, augmentation: Augmentation) -> dict[str, Any]:
@@ -239,7 +240,9 @@ class ImageDataset(torch.utils.data.Dataset):
         labels = np.asarray(labels)
         self.labels = labels.astype(np.int64 if labels.ndim == 1 else np.float32)
         self.reader = reader
-        self.augmentation, self.seed, self.repeats = augmentation, seed, repeats
+        self.augmentation = augmentation
+        self.seed = seed
+        self.repeats = repeats
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -298,7 +298,7 @@ def select_images(files: Iterable[File], left_out: LeftOut, ignored: Collection[
 
 
 def class_folders(
-    name: str, images: list[File], left_out: LeftOut, named: Collection[str] = (), empty: Iterable[tuple] = ()
+    name: str, images: list[File], left_out: LeftOut, named: Collection[str], empty: Iterable[tuple] = ()
 ) -> ClassFolders:
     """Assign images to splits and classes by their folders.
 
@@ -389,7 +389,7 @@ def _split_folders(images: list[File], depth: int, named: Collection[str]) -> di
     return splits
 
 
-def splits_of_paths(paths: Sequence[Sequence[str]], named: Collection[str] = ()) -> list[str] | None:
+def splits_of_paths(paths: Sequence[Sequence[str]], named: Collection[str]) -> list[str] | None:
     """Return the split of each path by its top folder, such as `test/1.jpg`.
 
     Top folders that contain only one other folder are skipped.

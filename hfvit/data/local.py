@@ -282,12 +282,12 @@ def _open_saved(root: Path, data: DataArguments, left_out: LeftOut) -> LocalData
     return LocalData(data.dataset_name, splits, is_split, left_out, "folder of Dataset.save_to_disk")
 
 
-def _in_memory(load: Callable[[], Dataset], rows: int | None = None, files: Sequence[File] = ()) -> LocalSplit:
+def _in_memory(load: Callable[[], Dataset], rows: int, files: Sequence[File] = ()) -> LocalSplit:
     """Create a split whose stream reads a table in memory.
 
     Args:
         load: function that returns the table.
-        rows: number of rows, if known.
+        rows: number of rows.
         files: files of the split.
     """
 
@@ -324,7 +324,7 @@ def _open_folders(
         folders.notes.append(
             f"{tables[0].name} is not used, since the classes are the folders. Pass the file to use it."
         )
-    return _folder_data(data, folders, left_out)
+    return _folder_data(data, folders, left_out, {})
 
 
 def _open_listed(data: DataArguments, files: list[File], tables: list[File], error: DataError) -> LocalData:
@@ -351,10 +351,7 @@ def _with_images(local: LocalData, files: list[File]) -> LocalData:
 
 
 def _folder_data(
-    data: DataArguments,
-    folders: ClassFolders,
-    left_out: LeftOut,
-    columns: dict[str, dict[str, str | None]] | None = None,
+    data: DataArguments, folders: ClassFolders, left_out: LeftOut, columns: dict[str, dict[str, str | None]]
 ) -> LocalData:
     links = check_shared_files(data.dataset_name, folders.splits)
     labels = folders.labels
@@ -373,7 +370,7 @@ def _in_order(splits: dict[str, LocalSplit]) -> dict[str, LocalSplit]:
 
 
 def _folder_dataset(
-    rows: Sequence[tuple[File, str]], labels: list[str], columns: dict[str, dict[str, str | None]] | None = None
+    rows: Sequence[tuple[File, str]], labels: list[str], columns: dict[str, dict[str, str | None]]
 ) -> Dataset:
     """Create a table with the columns `image` (undecoded), `label` and `columns`.
 
@@ -387,9 +384,7 @@ def _folder_dataset(
     paths = pa.array([file.path for file, _ in rows], pa.string())
     images = pa.StructArray.from_arrays([pa.nulls(len(rows), pa.binary()), paths], ["bytes", "path"])
     arrays = {"image": images, "label": pa.array([index_of[label] for _, label in rows], pa.int64())}
-    texts = {
-        name: [column.get(os.path.normpath(file.path)) for file, _ in rows] for name, column in (columns or {}).items()
-    }
+    texts = {name: [column.get(os.path.normpath(file.path)) for file, _ in rows] for name, column in columns.items()}
     for name, values in texts.items():
         features[name] = Value("string")
         arrays[name] = pa.array(values, pa.string())
@@ -407,7 +402,9 @@ def _open_metadata(
     """
     table = read_tables(metadata[:1], "metadata")[0][1]
     columns = data.label_columns or usual_columns(table.features, LABEL_NAMES)[:1]
-    columns = columns or _only_flags(table, data)
+    if not columns:
+        flags, are_labels = flag_columns(table, data, image_column_of(table.features, data.image_column))
+        columns = flags if are_labels else []
     if columns and set(columns) <= set(table.features):
         return _with_images(_open_tables(data, metadata, left_out), files)
     images = select_images(files, left_out, ignored=TABLE_EXTENSIONS)
@@ -460,16 +457,6 @@ def _metadata_texts(data: DataArguments, metadata: list[File]) -> dict[str, dict
                 values = [None if value is None else str(value) for value in table[name][:]]
                 texts.setdefault(name, {}).update(zip(paths, values, strict=True))
     return texts
-
-
-def _only_flags(table: Dataset, data: DataArguments) -> list[str]:
-    """Return the 0/1 columns if all others are paths, splits or texts.
-
-    `splits.find_labels` has the same rule.
-    """
-    others = {image_column_of(table.features, data.image_column), data.text_column, *split_columns(table.column_names)}
-    flags = flag_columns(table, others)
-    return flags if {*flags, *others} >= set(table.column_names) else []
 
 
 # Tables

@@ -1,15 +1,16 @@
 """Encode multi-label targets: lists, 0/1 columns, strings with a separator."""
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, IterableDataset, LargeList, List, Value
 
 from hfvit.data.labels import CLASS_TYPES, SEPARATORS, check_column, column_values, encode_labels, is_list_text
+from hfvit.data.tables import split_columns
 from hfvit.errors import DataError
-from hfvit.recipe.arguments import MULTI_LABEL
+from hfvit.recipe.arguments import MULTI_LABEL, DataArguments
 from hfvit.utils.formatting import counted, shortened
 
 FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
@@ -34,23 +35,98 @@ def as_flag(value: Any) -> bool | None:
     return FLAGS.get(value.strip().lower()) if isinstance(value, str) else None
 
 
-def flag_columns(dataset: Dataset, others: Collection[str | None] = ()) -> list[str]:
+def flag_columns(dataset: Dataset, data: DataArguments | None, image_column: str | None) -> tuple[list[str], bool]:
     """Find the columns with only 0 and 1, or false and true.
 
     Args:
         dataset: training split.
-        others: columns that are not labels.
+        data: data options of the recipe, or None.
+        image_column: column of images.
 
     Returns:
-        The names of two or more columns, or none.
+        (two or more columns or none, whether all others have images, texts, groups or splits).
     """
+    others = {image_column, *split_columns(dataset.features)}
+    if data:
+        others |= {data.text_column, data.group_column}
     found = []
     for name, feature in dataset.features.items():
         if name in others or not isinstance(feature, Value) or not feature.dtype.startswith(FLAG_TYPES):
             continue
         if as_flag(dataset[name][0]) is not None and all(as_flag(value) is not None for value in dataset[name][:]):
             found.append(name)
-    return found if len(found) > 1 else []
+    found = found if len(found) > 1 else []
+    return found, {*found, *others} >= set(dataset.features)
+
+
+def stratified_rows(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Choose rows to hold out by iterative stratification.
+
+    Each class has about the same fraction in both parts, and at least one image if it has two or more. The images of
+    the rarest class are assigned first (Sechidis et al. 2011, https://doi.org/10.1007/978-3-642-23808-6_10).
+
+    Args:
+        targets: 0 and 1, `(rows, classes)`.
+        fraction: fraction of the rows to hold out.
+        seed: seed of the order of the rows.
+
+    Returns:
+        (rows to keep, rows to hold out).
+
+    Raises:
+        ValueError: no row can be held out.
+    """
+    rows = len(targets)
+    order = np.random.default_rng(seed).permutation(rows)
+    fractions = np.array([1 - fraction, fraction])
+    counts = targets.sum(axis=0, dtype=np.int64)
+    wanted = fractions[:, None] * counts
+    several = counts > 1
+    wanted[1, several] = np.maximum(wanted[1, several], 1.0)
+    room = fractions * rows
+    room[1] = max(1.0, round(room[1]))
+    part = np.full(rows, -1)
+    left = counts.copy()
+    while (left > 0).any():
+        rarest = int(np.where(left > 0, left, rows + 1).argmin())
+        for row in order[(targets[order, rarest] == 1) & (part[order] < 0)]:
+            stays, goes = wanted[:, rarest]
+            chosen = int(np.argmax(room)) if stays == goes else int(goes > stays)
+            part[row] = chosen
+            own = targets[row] == 1
+            wanted[chosen, own] -= 1
+            room[chosen] -= 1
+            left[own] -= 1
+    for row in order[part[order] < 0]:  # images of no class
+        part[row] = int(np.argmax(room))
+        room[part[row]] -= 1
+    kept, held_out = np.flatnonzero(part == 0), np.flatnonzero(part == 1)
+    if not len(kept) or not len(held_out):
+        raise ValueError("each class has only one image or group")
+    return kept, held_out
+
+
+def stratified_folds(targets: np.ndarray, count: int, seed: int) -> list[np.ndarray]:
+    """Divide rows into folds by iterative stratification, one fold after the other.
+
+    Args:
+        targets: 0 and 1, `(rows, classes)`.
+        count: number of folds.
+        seed: seed of the order of the rows.
+
+    Returns:
+        The rows of each fold, see `stratified_rows`.
+
+    Raises:
+        ValueError: there are too few rows.
+    """
+    rest = np.arange(len(targets))
+    folds = []
+    for left in range(count, 1, -1):
+        kept, held_out = stratified_rows(targets[rest], 1 / left, seed + len(folds))
+        folds.append(rest[held_out])
+        rest = rest[kept]
+    return [*folds, rest]
 
 
 class MultiLabel:
@@ -59,12 +135,12 @@ class MultiLabel:
     Args:
         columns: one column of lists, single classes or strings with a separator; or several columns of 0 and 1, whose
             names are the classes.
-        separator: separator of strings. Default: the one of `SEPARATORS` that occurs.
+        separator: separator of strings, None for the one of `SEPARATORS` that occurs.
     """
 
     problem_type = MULTI_LABEL
 
-    def __init__(self, columns: Sequence[str], separator: str | None = None):
+    def __init__(self, columns: Sequence[str], separator: str | None):
         self.columns = list(columns)
         self.separator = separator
 
@@ -169,34 +245,8 @@ class MultiLabel:
             targets[role][owners[role], indices[role]] = 1
         return labels, targets
 
-    def hold_out(self, targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Choose rows to keep and rows to hold out, stratified by class.
-
-        Args:
-            targets: 0/1 targets `(rows, classes)`.
-            fraction: fraction of the rows to hold out.
-            seed: seed of the selection.
-
-        Returns:
-            (rows to keep, rows to hold out), see `stratified_rows`.
-        """
-        return stratified_rows(targets, fraction, seed)
-
-    def folds(self, targets: np.ndarray, count: int, seed: int) -> list[np.ndarray]:
-        """Divide rows into folds by iterative stratification.
-
-        Args:
-            targets: 0/1 targets `(rows, classes)`.
-            count: number of folds.
-            seed: seed of the selection.
-
-        Returns:
-            The rows of each fold, see `stratified_folds`.
-
-        Raises:
-            ValueError: there are too few images.
-        """
-        return stratified_folds(targets, count, seed)
+    hold_out = staticmethod(stratified_rows)
+    folds = staticmethod(stratified_folds)
 
     def _flags(self, rows: list[list], name: str) -> list[list[int]]:
         """Convert rows of 0/1 columns to class indices."""
@@ -307,73 +357,3 @@ def _split(rows: list[str], separator: str | None) -> list[list[str]]:
     if empty:
         logger.info("%d of %d images have an empty label, and so no class", empty, len(rows))
     return [[part.strip() for part in row if part.strip()] for row in parts]
-
-
-def stratified_rows(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Choose rows to hold out by iterative stratification.
-
-    Each class has about the same fraction in both parts, and at least one image if it has two or more. The images of
-    the rarest class are assigned first (Sechidis et al. 2011, https://doi.org/10.1007/978-3-642-23808-6_10).
-
-    Args:
-        targets: 0 and 1, `(rows, classes)`.
-        fraction: fraction of the rows to hold out.
-        seed: seed of the order of the rows.
-
-    Returns:
-        (rows to keep, rows to hold out).
-
-    Raises:
-        ValueError: no row can be held out.
-    """
-    rows = len(targets)
-    order = np.random.default_rng(seed).permutation(rows)
-    fractions = np.array([1 - fraction, fraction])
-    counts = targets.sum(axis=0, dtype=np.int64)
-    wanted = fractions[:, None] * counts
-    several = counts > 1
-    wanted[1, several] = np.maximum(wanted[1, several], 1.0)
-    room = fractions * rows
-    room[1] = max(1.0, round(room[1]))
-    part = np.full(rows, -1)
-    left = counts.copy()
-    while (left > 0).any():
-        rarest = int(np.where(left > 0, left, rows + 1).argmin())
-        for row in order[(targets[order, rarest] == 1) & (part[order] < 0)]:
-            stays, goes = wanted[:, rarest]
-            chosen = int(np.argmax(room)) if stays == goes else int(goes > stays)
-            part[row] = chosen
-            own = targets[row] == 1
-            wanted[chosen, own] -= 1
-            room[chosen] -= 1
-            left[own] -= 1
-    for row in order[part[order] < 0]:  # images of no class
-        part[row] = int(np.argmax(room))
-        room[part[row]] -= 1
-    kept, held_out = np.flatnonzero(part == 0), np.flatnonzero(part == 1)
-    if not len(kept) or not len(held_out):
-        raise ValueError("each class has only one image or group")
-    return kept, held_out
-
-
-def stratified_folds(targets: np.ndarray, count: int, seed: int) -> list[np.ndarray]:
-    """Divide rows into folds by iterative stratification, one fold after the other.
-
-    Args:
-        targets: 0 and 1, `(rows, classes)`.
-        count: number of folds.
-        seed: seed of the order of the rows.
-
-    Returns:
-        The rows of each fold, see `stratified_rows`.
-
-    Raises:
-        ValueError: there are too few rows.
-    """
-    rest = np.arange(len(targets))
-    folds = []
-    for left in range(count, 1, -1):
-        kept, held_out = stratified_rows(targets[rest], 1 / left, seed + len(folds))
-        folds.append(rest[held_out])
-        rest = rest[kept]
-    return [*folds, rest]

@@ -28,7 +28,7 @@ from PIL import (  # noqa: F401  (each registers its format)
     WebPImagePlugin,
 )
 
-from hfvit.data.image_metadata import MAX_PROFILE, excessive_metadata
+from hfvit.data.image_metadata import MAX_PROFILE, TIFF_HEADERS, excessive_metadata
 from hfvit.errors import one_line
 
 with suppress(ImportError):
@@ -40,9 +40,6 @@ with suppress(ImportError):
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "HEIF", "JPEG2000", "PPM")
 EXIF_ORIENTATION = 0x0112
 START_OF_SCAN = b"\xff\xda"  # JPEG marker; it does not occur in image data, where 0xFF is followed by 0
-
-
-TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 class UnsupportedTiffError(UnidentifiedImageError):
@@ -135,7 +132,7 @@ def open_image(source: bytes | str | Path, limits: ImageLimits = DEFAULT_LIMITS)
             raise ImageLimitError(one_line(error)) from None
         except UnidentifiedImageError:
             file.seek(0)
-            if file.read(4) not in TIFF_STARTS:
+            if file.read(4) not in TIFF_HEADERS:
                 raise
             raise UnsupportedTiffError(
                 "a TIFF file with bands or values that Pillow does not read, such as a multispectral image. Convert it"

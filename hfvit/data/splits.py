@@ -31,7 +31,7 @@ from hfvit.data.labels import (
 from hfvit.data.local import LocalData, open_local
 from hfvit.data.multilabel import MultiLabel, flag_columns, list_item, stratified_folds, stratified_rows
 from hfvit.data.references import check_cards
-from hfvit.data.tables import LABEL_NAMES, as_images, root_cause, split_columns, usual_columns
+from hfvit.data.tables import LABEL_NAMES, as_images, root_cause, usual_columns
 from hfvit.errors import DataError, RecipeError, nearest, one_line, printable
 from hfvit.recipe.arguments import DEFAULT_TEST_SPLIT, MULTI_LABEL, SINGLE_LABEL, DataArguments
 from hfvit.utils.formatting import counted, shortened
@@ -99,8 +99,11 @@ def find_labels(
         try:
             columns = [find_label_column(split.features)]
         except DataError as error:
-            others = (data.text_column, data.group_column) if data else ()
-            columns = _only_flags(split, (image_column, *others), error)
+            is_table = isinstance(split, Dataset)
+            columns, are_labels = flag_columns(split, data, image_column) if is_table else ([], False)
+            if not columns or not are_labels:
+                found = f" Columns of 0 and 1 are {', '.join(columns)}: --label_column {' '.join(columns[:3])}."
+                raise DataError(f"{error}{found if columns else ''}") from None
     several = len(columns) > 1 or list_item(split.features.get(columns[0])) is not None
     if several and problem_type == SINGLE_LABEL:
         raise DataError(
@@ -110,22 +113,6 @@ def find_labels(
     if several or problem_type == MULTI_LABEL or separator:
         return MultiLabel(columns, separator)
     return SingleLabel(columns[0])
-
-
-def _only_flags(split: Dataset | IterableDataset, others: tuple[str | None, ...], error: DataError) -> list[str]:
-    """Return the 0/1 columns if all other columns are `others` or split names.
-
-    Args:
-        split: training split.
-        others: columns that are not labels.
-        error: error to raise otherwise.
-    """
-    others = (*others, *split_columns(split.features))
-    flags = flag_columns(split, others) if isinstance(split, Dataset) else []
-    if flags and {*flags, *others} >= set(split.features):
-        return flags
-    hint = f" Columns of 0 and 1 are {', '.join(flags)}: --label_column {' '.join(flags[:3])}." if flags else ""
-    raise DataError(f"{error}{hint}")
 
 
 def check_image_column(split: Dataset | IterableDataset, name: str, column: str) -> None:
@@ -371,14 +358,14 @@ def open_source(data: DataArguments) -> LocalData | None:
     return None if data.dataset_name == DIGITS else open_local(data)
 
 
-def choose_splits(data: DataArguments, available: Sequence[str], local: LocalData | None = None) -> dict[str, str]:
+def choose_splits(data: DataArguments, available: Sequence[str], local: LocalData | None) -> dict[str, str]:
     """Choose the splits for training, validation and test.
 
     Args:
         data: data options of the recipe. Without `validation_split`, a split with a usual name is used; the default
             `test_split` may be missing.
         available: names of the splits, empty if unknown.
-        local: local data set, whose `validation` can be called `val`.
+        local: local data set, whose `validation` can be called `val`, or None.
 
     Returns:
         The name of the split by role.
@@ -517,7 +504,7 @@ def labels_as_in_training(
     raw_labels: Mapping[str, list],
     loaded: Mapping[str, Dataset | IterableDataset],
     names: Mapping[str, str],
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str] | None,
 ) -> dict[str, list]:
     """Convert the labels of all splits to the type of the labels of `train`.
 
@@ -526,7 +513,7 @@ def labels_as_in_training(
         raw_labels: labels by role.
         loaded: splits by role.
         names: names of the splits by role, for messages.
-        class_names: class names that the recipe declares.
+        class_names: class names that the recipe declares, or None.
     """
     train = kind.type_of(loaded["train"].features)
     return {
@@ -896,7 +883,7 @@ def load_split(data: DataArguments, split: str, option: str = "split", local: Lo
         # datasets 5 does not run code of a data set.
         dataset = datasets.load_dataset(origin, data.dataset_config_name, split=split, revision=data.dataset_revision)
     except Exception as error:
-        raise why_not_loaded(data, split, error, option) from error
+        raise not_loaded_error(data, split, error, option) from error
     if not isinstance(dataset, Dataset):
         raise DataError(f"{option}: must be one split, got '{split}' of {name}.")
     if len(dataset) == 0:
@@ -939,7 +926,7 @@ def dataset_commit(files: Iterable[str]) -> str | None:
     return next((match[1] for match in found if match), None)
 
 
-def why_not_loaded(data: DataArguments, split: str, error: Exception, option: str = "split") -> DataError:
+def not_loaded_error(data: DataArguments, split: str, error: Exception, option: str) -> DataError:
     """Create the error for a split that `datasets` cannot load.
 
     Args:

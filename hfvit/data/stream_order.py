@@ -55,10 +55,10 @@ class Source:
     Args:
         split: the stream.
         units: units to read.
-        state: state of an earlier source of the same units. Default: the beginning.
+        state: state of an earlier source of the same units, None for the beginning.
     """
 
-    def __init__(self, split: IterableDataset, units: list[Unit], state: State | None = None):
+    def __init__(self, split: IterableDataset, units: list[Unit], state: State | None):
         self.split = split
         self.units = units
         state = state or {"open": [], "next": 0, "turn": 0}
@@ -211,7 +211,7 @@ class ShuffledReader:
         buffer_size: images that the reader keeps to shuffle.
         seed: seed of the order.
         rest: units of epochs that other readers began, by epoch, from `remaining`.
-        state: state of this reader in an earlier run with the same arguments.
+        state: state of this reader in an earlier run with the same arguments, or None.
 
     Attributes:
         state: position after the image that was returned last, as JSON values; None at the beginning.
@@ -225,8 +225,8 @@ class ShuffledReader:
         readers: int,
         buffer_size: int,
         seed: int,
-        rest: dict[int, list[Unit]] | None = None,
-        state: State | None = None,
+        rest: dict[int, list[Unit]],
+        state: State | None,
     ):
         self.split = split
         self.shards = shards
@@ -234,7 +234,7 @@ class ShuffledReader:
         self.readers = readers
         self.size = max(1, buffer_size // 2)
         self.seed = seed
-        self.rest = rest or {}
+        self.rest = rest
         self.state = state
 
     def units(self, epoch: int) -> list[Unit]:

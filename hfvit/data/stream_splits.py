@@ -29,8 +29,8 @@ from hfvit.data.splits import (
     find_labels,
     is_folder_builder,
     labels_as_in_training,
+    not_loaded_error,
     standardize,
-    why_not_loaded,
 )
 from hfvit.data.tables import fingerprint, root_cause, stream_images
 from hfvit.errors import DataError, RecipeError
@@ -132,7 +132,7 @@ def _drop_unlabeled(
     try:
         first = [row[kind.name] for row in streams["test"].select_columns([kind.name]).take(FIRST_ROWS)]
     except Exception as error:
-        raise why_not_loaded(data, names["test"], error, "test_split") from error
+        raise not_loaded_error(data, names["test"], error, "test_split") from error
     if not first:
         raise DataError(f"test_split: split '{names['test']}' is empty.")
     if kind.is_unlabeled(first):
@@ -190,7 +190,7 @@ class _Source:
         try:
             return self.builder.as_streaming_dataset()
         except Exception as error:
-            raise why_not_loaded(self.data, self.data.train_split, error, "train_split") from error
+            raise not_loaded_error(self.data, self.data.train_split, error, "train_split") from error
 
     def stream(self, split: str, option: str) -> IterableDataset:
         """Stream a split with undecoded images.
@@ -262,7 +262,7 @@ def _open(data: DataArguments) -> _Source:
     try:
         builder = datasets.load_dataset_builder(origin, data.dataset_config_name, revision=data.dataset_revision)
     except Exception as error:
-        raise why_not_loaded(data, data.train_split, error, "train_split") from error
+        raise not_loaded_error(data, data.train_split, error, "train_split") from error
     return _Source(data, builder=builder)
 
 
@@ -278,7 +278,7 @@ def _lance_builder(data: DataArguments, tables: dict[str, str]) -> DatasetBuilde
     try:
         return datasets.load_dataset_builder("lance", data_files=tables)
     except Exception as error:
-        raise why_not_loaded(data, data.train_split, error, "train_split") from error
+        raise not_loaded_error(data, data.train_split, error, "train_split") from error
 
 
 def _known_length(builder: DatasetBuilder, split: str, limit: int | None) -> int | None:
@@ -352,7 +352,7 @@ def _written(
         cause = root_cause(error)
         if isinstance(cause, DataError):
             raise cause from None
-        raise why_not_loaded(data, split, cause, option) from error
+        raise not_loaded_error(data, split, cause, option) from error
     if len(dataset) == 0:
         raise DataError(f"{option}: split '{split}' is empty.")
     return dataset

@@ -114,7 +114,7 @@ def _different_columns(files: list[File]) -> str | None:
     return None
 
 
-def check_class_names(files: list[File], label_columns: Collection[str] = ()) -> None:
+def check_class_names(files: list[File], label_columns: Collection[str]) -> None:
     """Check that Parquet files have the same class names.
 
     `datasets` reads the class indices of all files as those of the first one (5.2). Files without class names, as
@@ -122,7 +122,7 @@ def check_class_names(files: list[File], label_columns: Collection[str] = ()) ->
 
     Args:
         files: files of one split.
-        label_columns: columns to check. Default: all.
+        label_columns: columns to check, all if empty.
 
     Raises:
         DataError: two files have different class names.
@@ -276,9 +276,7 @@ def split_of_value(value: Any) -> str | None:
     return canonical_split(value.strip()) if isinstance(value, str) else None
 
 
-def split_by_folder(
-    dataset: Dataset, column: str, root: str, named: Collection[str] = ()
-) -> dict[str, Dataset] | None:
+def split_by_folder(dataset: Dataset, column: str, root: str, named: Collection[str]) -> dict[str, Dataset] | None:
     """Split a data set by the top folders of its image files, such as `test/1.jpg`.
 
     Args:
@@ -331,12 +329,12 @@ def usual_columns(columns: Iterable[str], names: Sequence[str]) -> list[str]:
 # Image columns
 
 
-def image_column_of(features: Features, named: str | None = None) -> str | None:
+def image_column_of(features: Features, named: str | None) -> str | None:
     """Find the column with images, their bytes or their paths.
 
     Args:
         features: columns of a table.
-        named: `image_column` of the recipe, which is returned unchanged.
+        named: `image_column` of the recipe, which is returned unchanged, or None.
 
     Returns:
         The name of the column, None if there is none or it is unclear which.
@@ -613,7 +611,7 @@ def decode_base64(batch: dict[str, list], rows: list[int], column: str, split: s
 
 
 def stream_images(
-    stream: IterableDataset, column: str, split: str, folder: str | None = None, allow_outside: bool = False
+    stream: IterableDataset, column: str, split: str, folder: str | None, allow_outside: bool
 ) -> IterableDataset:
     """Convert a column of a stream to undecoded images.
 
@@ -621,7 +619,7 @@ def stream_images(
         stream: stream whose column has images, encoded images, `{bytes, path}`, paths or base64.
         column: name of the image column.
         split: name of the split, for messages.
-        folder: folder that paths are relative to and must stay in. Default: paths are not allowed.
+        folder: folder that paths are relative to and must stay in, None if paths are not allowed.
         allow_outside: allow paths outside the folder.
     """
     kind = image_kind(stream.features.get(column))

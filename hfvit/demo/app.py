@@ -148,8 +148,7 @@ def _head(name: str, classifier: Classifier, results: RunResults) -> str:
     note = LABELS_NOTE if classifier.multi_label else CLASSES_NOTE
     lines = [f"# {markdown(name)}", f"{len(classifier.labels):,} classes. {note}"]
     if results.score:
-        title = results.score.name[0].upper() + results.score.name[1:]
-        lines.append(f"{title} **{results.score_text}** ({results.score_note}).")
+        lines.append(f"{results.score.title} **{results.score_text}** ({results.score_note}).")
     return "\n\n".join(lines)
 
 

@@ -273,12 +273,15 @@ def _input_size(steps: dict) -> tuple[int, int]:
 
 
 def _write_examples(names: list[str], labels: list[str], page: Path) -> list[dict[str, str]]:
-    """Write small copies of the example images.
+    """Write small copies of the example images, without EXIF data such as the place.
 
-    Returns their `path` in the page and their `label`.
+    Args:
+        names: example images, as paths or URLs.
+        labels: class names.
+        page: folder of the page.
 
-    The label is the name of the folder, if that is a class, else empty. The copies have no EXIF data, which may have
-    the place where a photo was taken.
+    Returns:
+        The `path` in the page and the `label` of each: its folder's name if that is a class, else empty.
     """
     written = []
     for number, name in enumerate(names, 1):
@@ -314,11 +317,9 @@ def _metadata(
         score = gate.score
         low, high = (f"{100 * bound:.1f}" for bound in score.interval)
         images = f"{gate.data.images:,} images, {gate.finished[:10]}"
-        name = score.name[0].upper() + score.name[1:]
-        shown.append((name, f"{100 * score.value:.1f} %", f"{low} to {high} % (95 % interval), {images}"))
+        shown.append((score.title, f"{100 * score.value:.1f} %", f"{low} to {high} % (95 % interval), {images}"))
     elif results.score:
-        name = results.score.name[0].upper() + results.score.name[1:]
-        shown.append((name, results.score_text, f"{results.score_note}, before the export"))
+        shown.append((results.score.title, results.score_text, f"{results.score_note}, before the export"))
     weights = "INT8 weights" if BROWSER_FILES[file.name] == "q8" else "float32 weights"
     shown.append(("Download", f"{file.stat().st_size / 1e6:.1f} MB", f"{weights}, without the runtime"))
     return [dict(zip(("name", "value", "note"), entry, strict=True)) for entry in shown]

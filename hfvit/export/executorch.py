@@ -8,9 +8,9 @@ from torch.export import Dim
 from hfvit.artifacts.artifact import EXECUTORCH_SUFFIX
 from hfvit.artifacts.export_folder import PACKAGES, file_digest
 from hfvit.artifacts.export_record import ExportedFile
-from hfvit.errors import ModelError
 from hfvit.export.onnx import (
     BATCH_AXIS,
+    CHECKED_BATCHES,
     TRACED_BATCH,
     configured_image_size,
     exporting,
@@ -24,7 +24,6 @@ from hfvit.inference.executorch_backend import load_executorch
 from hfvit.utils.environment import installed_versions
 
 FILE = f"model{EXECUTORCH_SUFFIX}"
-CHECKED_BATCHES = [1, 3]
 
 
 @in_eval_mode
@@ -82,12 +81,6 @@ def export_executorch(
 
 class ExecuTorchExport(Export):
     """Run `export executorch` with the model and the record of its file."""
-
-    def load(self) -> None:
-        """Load the model, which must not be an image-text model."""
-        super().load()
-        if self.classifier.text_reader:
-            raise ModelError("--model: image-text models cannot be exported to ExecuTorch. Export them to ONNX.")
 
     def float_files(self, staging: Path) -> None:
         """Export the file."""

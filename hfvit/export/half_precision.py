@@ -51,7 +51,7 @@ def wide_values(model: onnx_ir.Model, feeds: Iterable[dict[str, np.ndarray]]) ->
     return {name: float(value) for name, value in zip(names, largest, strict=True) if value > limit}
 
 
-def to_half(model: onnx_ir.Model, dtype: str, wide: Collection[str] = ()) -> None:
+def to_half(model: onnx_ir.Model, dtype: str, wide: Collection[str]) -> None:
     """Convert a graph in place, with float32 inputs and outputs.
 
     Args:

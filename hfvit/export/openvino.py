@@ -1,6 +1,5 @@
 """`optimum-cli export openvino`: export, quantize with NNCF, validate and save."""
 
-import argparse
 import logging
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -17,6 +16,7 @@ from hfvit.artifacts.export_record import ExportedFile
 from hfvit.errors import DataError, ModelError, wrap_library_errors
 from hfvit.export.onnx import (
     BATCH_AXIS,
+    CHECKED_BATCHES,
     TRACED_BATCH,
     configured_image_size,
     exporting,
@@ -35,7 +35,6 @@ from hfvit.utils.quiet import log_level, silenced
 DTYPES = ("fp32", "fp16", "bf16")
 # Precision of the computation; fp16 is that of the stored weights only, since CPUs do not compute in it.
 HINTS = {"fp32": "f32", "fp16": "f32", "bf16": "bf16"}
-CHECKED_BATCHES = [1, 3]
 # DINOv2-S at 224 px, difference of the logits relative to their spread: 7.0 % on 96 images and 17 % on noise, which
 # the ranges do not cover; with INT8 attention and NNCF's alpha of 0.95 9.8 and 64 %, at about the same speed in bf16.
 SMOOTH_QUANT_ALPHA = 0.5
@@ -208,12 +207,6 @@ def load_nncf():
 class OpenVINOExport(Export):
     """Run `export openvino` with the model and the record of each exported file."""
 
-    def load(self) -> None:
-        """Load the model, which must not be an image-text model."""
-        super().load()
-        if self.classifier.text_reader:
-            raise ModelError("--model: image-text models cannot be exported to OpenVINO. Export them to ONNX.")
-
     def float_files(self, staging: Path) -> None:
         """Export the float file."""
         name = openvino_file(self.options.dtype)
@@ -257,17 +250,3 @@ class OpenVINOExport(Export):
             (self.folder / name).unlink(missing_ok=True)  # otherwise, it would read the new weights
             commit_file(staging / weights, self.folder / weights)
         super().save(staging)
-
-
-def export_options(options: argparse.Namespace) -> argparse.Namespace:
-    """Convert the options of other export commands to those that `Export` reads."""
-    values = {
-        "quantize": None,
-        **vars(options),
-        "target": "openvino",
-        "optimize": False,
-        "with_preprocessing": False,
-        "batch_size": 1,
-        "no_dynamic_axes": False,
-    }
-    return argparse.Namespace(**values)

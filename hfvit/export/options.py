@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Iterable
 from numbers import Integral
+from typing import Any
 
 from hfvit.errors import ModelError
 
@@ -14,7 +15,20 @@ CALIBRATION_SAMPLES = 128
 MAX_ACCURACY_DROP = 0.5
 GATE_SAMPLES = 5000
 OPSETS = (18, 19, 20, 21, 22, 23)
+# Options of `export onnx` that the commands for other formats do not have, and their values there.
+ONNX_ONLY = {"optimize": False, "with_preprocessing": False, "batch_size": 1, "no_dynamic_axes": False}
 HALF_OPSET = 19  # the first one with Q/DQ of fp16 and of FP8
+
+
+def as_onnx_options(options: argparse.Namespace, target: str, **values: Any) -> argparse.Namespace:
+    """Convert the options of a command for another format to those of `export onnx`.
+
+    Args:
+        options: parsed options.
+        target: runtime of the files: openvino, executorch or tensorrt.
+        **values: options to replace or to add.
+    """
+    return argparse.Namespace(**{"quantize": None, **vars(options), **ONNX_ONLY, "target": target, **values})
 
 
 def refuse_unused(options: argparse.Namespace, names: Iterable[str], reason: str) -> None:

@@ -20,6 +20,7 @@ from hfvit.errors import DataError, GateError, ModelError
 from hfvit.export.client_config import family_config, stock_processor_config
 from hfvit.export.image_parity import PhotographLogits, check_images
 from hfvit.export.onnx import (
+    CHECKED_BATCHES,
     check_graph,
     check_takes_images,
     describe,
@@ -54,8 +55,6 @@ class Export:
         options: parsed options of `optimum-cli export onnx`.
         folder: output folder.
     """
-
-    for_engine = False  # whether the ONNX file is only the source of a TensorRT engine
 
     def __init__(self, options: argparse.Namespace, folder: Path):
         self.options = options
@@ -128,8 +127,8 @@ class Export:
         if changes["merge_tokens"]:
             self.config["merge_tokens"] = changes["merge_tokens"]  # keeps other rates out of this folder
         self.processor_config = stock_processor_config(self.processor)
-        wanted = {"quantize": options.quantize, "with_preprocessing": options.with_preprocessing}
-        check_reads_texts(self.model, **wanted, optimize=options.optimize, tensorrt=self.for_engine)
+        wanted = {key: vars(options)[key] for key in ("quantize", "with_preprocessing", "optimize")}
+        check_reads_texts(self.model, **wanted, **{self.target: self.target != "onnxruntime"})
         check_same_model(self.folder, self.config, self.weights)
         if options.with_preprocessing:
             check_steps(image_steps(self.processor))
@@ -265,7 +264,7 @@ class Export:
         if ratio > 0.9:
             self.log(f"{name} has {ratio:.0%} of the float file's size, as few of its weights are quantized")
         dtype = "fp8" if options.quantize == "fp8" else "int8"
-        batch_sizes = [self.fixed_batch] if self.fixed_batch else [1, 3]
+        batch_sizes = [self.fixed_batch] if self.fixed_batch else CHECKED_BATCHES
         parity = check_graph(
             path,
             self.model,

@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import hfvit
-from hfvit.artifacts.artifact import class_names, find_artifact
+from hfvit.artifacts.artifact import find_artifact, read_head
 from hfvit.artifacts.constants import CONFIG_FILE, ENGINE_RECORD_FILE, PREPROCESSOR_FILE
 from hfvit.artifacts.engine_record import BuildOptions, EngineRecord, SourceGraph
 from hfvit.artifacts.export_folder import check_same_model, claim_folder, file_digest, staging_folder
 from hfvit.artifacts.export_record import ExportedFile, ExportRecord, TensorInfo
 from hfvit.errors import GateError, ModelError
-from hfvit.export.options import CALIBRATED, CALIBRATION
+from hfvit.export.options import CALIBRATED, CALIBRATION, as_onnx_options
 from hfvit.export.pipeline import Export
 from hfvit.trt.api import Backend, EngineOptions
 from hfvit.trt.builder import build_engine, read_graph
@@ -27,8 +27,6 @@ ENGINE_FILE = "model.engine"
 
 class CheckpointGraph(Export):
     """Export a checkpoint to ONNX and validate it as `export onnx` does."""
-
-    for_engine = True
 
     def float_files(self, staging: Path) -> None:
         if not self.options.quantize:
@@ -67,7 +65,7 @@ class GivenGraph:
     def graph(self) -> Iterator[tuple[Path, ExportedFile | None]]:
         """Yield the ONNX file and its record, None when it is not in export.json."""
         artifact = find_artifact(self.options.model)
-        self.labels = class_names(artifact)
+        self.labels = read_head(artifact).labels
         info = read_graph(artifact.file)
         if self.options.dtype not in (None, info.dtype):
             raise ModelError(
@@ -191,18 +189,9 @@ class EngineExport:
 
 def graph_options(options: argparse.Namespace) -> argparse.Namespace:
     """Return the options of `export onnx` for the graph of an engine."""
-    is_quantized = options.dtype in CALIBRATED
-    values = {
-        **vars(options),
-        "dtype": "fp32" if is_quantized else options.dtype,
-        "quantize": options.dtype if is_quantized else None,
-        "target": "tensorrt",
-        "optimize": False,
-        "with_preprocessing": False,
-        "batch_size": 1,
-        "no_dynamic_axes": False,
-    }
-    return argparse.Namespace(**values)
+    if options.dtype in CALIBRATED:
+        return as_onnx_options(options, "tensorrt", dtype="fp32", quantize=options.dtype)
+    return as_onnx_options(options, "tensorrt")
 
 
 def _signature(tensor: TensorInfo) -> str:

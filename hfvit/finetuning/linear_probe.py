@@ -23,7 +23,7 @@ from hfvit.errors import ModelError, NonFiniteLossError, RecipeError
 from hfvit.metrics.task import trainer_metrics
 from hfvit.recipe.arguments import FinetuningArguments
 from hfvit.training.out_of_memory import micro_batches, none_if_out_of_memory
-from hfvit.training.trainer import HFViTTrainer
+from hfvit.training.trainer import SHOWN_IMAGES, HFViTTrainer
 from hfvit.utils.eval_mode import eval_mode
 from hfvit.utils.files import remove_abandoned, temporary_file
 
@@ -112,21 +112,20 @@ def probe_dataset(train_dataset: ImageDataset, passes: int) -> "ImageDataset | A
     return ImageDataset(train_dataset.labels, train_dataset.reader)
 
 
-def probe_images(trainer: HFViTTrainer, passes: int, count: int = 32) -> tuple[np.ndarray, np.ndarray]:
+def probe_images(trainer: HFViTTrainer, passes: int) -> tuple[np.ndarray, np.ndarray]:
     """Return images that the probe is fitted on, and their labels.
 
     Args:
         trainer: trainer of the run.
         passes: number of augmented copies, as in `probe_dataset`.
-        count: maximum number of images.
 
     Returns:
-        Images (count, height, width, 3) uint8 and class ids (count,).
+        As `HFViTTrainer.training_images`.
     """
     if passes:
-        return trainer.training_images(count)
+        return trainer.training_images()
     dataset = probe_dataset(trainer.train_dataset, passes)
-    rows = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int)
+    rows = np.linspace(0, len(dataset) - 1, min(SHOWN_IMAGES, len(dataset))).astype(int)
     batch = trainer.prepare_batch(dataset.__getitems__(rows.tolist()))
     mean = 255.0 * trainer.preprocessing.mean
     std = 255.0 * trainer.preprocessing.std

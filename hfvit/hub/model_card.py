@@ -202,7 +202,7 @@ def write_model_card(
 
 
 def has_plots(output_dir: str | Path) -> bool:
-    """Tell whether the figures of a run were drawn."""
+    """Return whether the figures of a run were drawn."""
     return any(Path(output_dir, "plots").glob("*.png"))
 
 

@@ -61,11 +61,7 @@ def embed(
 
 
 def embed_files(
-    classifier: Classifier,
-    names: Sequence[str],
-    output: Path,
-    normalize: bool = False,
-    batch_size: int | None = None,
+    classifier: Classifier, names: Sequence[str], output: Path, normalize: bool, batch_size: int | None
 ) -> dict[str, str]:
     """Write the pooled features of files and URLs to a Parquet file.
 

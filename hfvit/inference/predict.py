@@ -156,24 +156,24 @@ def texts_by_name(names: list[str], texts: list[str] | None, classifier: Classif
 def print_predictions(
     classifier: Classifier,
     names: list[str],
-    batch_size: int | None = None,
-    top_k: int | None = 5,
-    as_json: bool = False,
-    grid: str | Path | None = None,
-    texts: dict[str, str] | None = None,
-    output: Path | None = None,
+    batch_size: int | None,
+    top_k: int | None,
+    as_json: bool,
+    grid: str | Path | None,
+    texts: dict[str, str] | None,
+    output: Path | None,
 ) -> int:
     """Print predictions one by one; failures go to stderr.
 
     Args:
         classifier: the classifier.
         names: file names or URLs.
-        batch_size: number of images per forward pass. Default: that of the classifier's device.
+        batch_size: number of images per forward pass, None for that of the classifier's device.
         top_k: number of classes, as in `Classifier.predict`.
         as_json: print a line of JSON for each image instead of text.
         grid: image file to write with the first `MAX_GRID_IMAGES` predictions, or None.
-        texts: texts by name, for image-text models.
-        output: file to write the predictions to, instead of printing them; see `prediction_file`.
+        texts: texts by name, for image-text models, or None.
+        output: file to write the predictions to, instead of printing them, or None; see `prediction_file`.
 
     Returns:
         The number of failed images.

@@ -8,7 +8,7 @@ from hfvit.metrics.classification import log_normalizers
 KEPT = 0.95  # fraction of the validation images below the threshold
 
 
-def energy(logits: np.ndarray, multi_label: bool = False) -> np.ndarray:
+def energy(logits: np.ndarray, multi_label: bool) -> np.ndarray:
     """Compute the energy `(images,)`, higher for images unlike the training data.
 
     It is minus the log-sum-exp of the logits (Liu et al. 2020, https://arxiv.org/abs/2010.03759); with several labels

@@ -68,15 +68,14 @@ class PatchSizeCallback(TrainerCallback):
         self.embed.sample(args.seed, state.global_step)
 
 
-def train_patch_sizes(model, patch_sizes: list[int]) -> PatchSizeCallback:
+def train_patch_sizes(model, patch_sizes: list[int]) -> None:
     """Train a model with random patch sizes; its checkpoints keep its own patch size.
+
+    `patch_size_callbacks` returns the callback that samples them.
 
     Args:
         model: a `TimmWrapperForImageClassification`, changed in place.
         patch_sizes: patch sizes in pixels.
-
-    Returns:
-        The callback that samples the patch size.
 
     Raises:
         ModelError: the network does not support it, or a size does not tile the images.
@@ -87,7 +86,6 @@ def train_patch_sizes(model, patch_sizes: list[int]) -> PatchSizeCallback:
         _check_tiles("patch_sizes", network, size)
     set_dynamic(network, True)
     network.patch_embed = FlexiblePatchEmbed(network.patch_embed, patch_sizes)
-    return PatchSizeCallback(network.patch_embed)
 
 
 def patch_size_callbacks(model) -> list[PatchSizeCallback]:

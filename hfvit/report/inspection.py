@@ -129,15 +129,13 @@ def _check_not_edited(recipe: Path, text: str) -> None:
         raise DataError(f"--recipe: {recipe} exists with other content. Choose another file, or delete it.")
 
 
-def next_command(
-    dataset: str, from_scratch: bool = False, recipe: str | Path | None = None, fields: Mapping[str, Any] | None = None
-) -> str:
+def next_command(dataset: str, from_scratch: bool, recipe: str | Path | None, fields: Mapping[str, Any]) -> str:
     """Return the command that trains on the data set.
 
     Args:
         dataset: data set as on the command line.
         from_scratch: train without pretrained weights.
-        recipe: file with the starting recipe. Default: `hfvit train` creates the recipe.
+        recipe: file with the starting recipe, None if `hfvit train` creates the recipe.
         fields: other options.
     """
     if recipe:
@@ -145,7 +143,7 @@ def next_command(
     if not is_data_set(dataset):  # a name of the Hub without its owner, which may be that of a recipe
         return f"hfvit inspect {shlex.quote(dataset)} --recipe my_recipe.yaml && hfvit train my_recipe.yaml"
     words = ["hfvit", "train", dataset]
-    for key, value in (fields or {}).items():
+    for key, value in fields.items():
         texts = value if isinstance(value, list) else [{None: "none", True: "true", False: "false"}.get(value, value)]
         words += [f"--{key}", *map(str, texts)]
     return shlex.join([*words, *(["--from_scratch"] if from_scratch else [])])

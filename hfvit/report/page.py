@@ -5,7 +5,7 @@ import hashlib
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -54,14 +54,12 @@ class Table:
         columns: headings.
         rows: cells.
         caption: text above the table.
-        text_columns: headings of columns with text, which are aligned to the left.
     """
 
     label: str
     columns: Sequence[str]
     rows: list[Sequence[str]]
     caption: str = ""
-    text_columns: Sequence[str] = field(default=())
 
 
 @dataclass
@@ -117,7 +115,7 @@ def write_page(record: RunRecord, output_dir: str | Path, exports: dict[str, lis
             name: {"svg": draw_svg(figures[name], text), "text": text} if name in figures else None
             for name, text in texts.items()
         },
-        training_images=_embed_png(folder, "training_images"),
+        training_images=_training_images(folder),
         light=SafeText(css_variables(LIGHT)),
         dark=SafeText(css_variables(DARK)),
         script=SafeText(script),
@@ -278,9 +276,7 @@ def data_folder(record: RunRecord) -> Path | None:
 
 
 def file_link(example: ExampleImage, root: Path | None, folder: Path) -> str | None:
-    """Return a relative link from a page in `folder` to the file of an image.
-
-    Returns None if there is no such file.
+    """Return a link from a page in `folder` to the file of an image, None without it.
 
     Args:
         example: image with its file.
@@ -303,9 +299,9 @@ def _embed(image: np.ndarray) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _embed_png(folder: Path, name: str) -> dict[str, str | None] | None:
-    """Return both themes of a plot with images as data URIs, None if it was not drawn."""
-    files = [folder / "plots" / f"{name}{theme.suffix}.png" for theme in (LIGHT, DARK)]
+def _training_images(folder: Path) -> dict[str, str | None] | None:
+    """Return the plot of training images as data URIs, None if it was not drawn."""
+    files = [folder / "plots" / f"training_images{theme.suffix}.png" for theme in (LIGHT, DARK)]
     if not files[0].is_file():
         return None
     light, dark = (

@@ -5,7 +5,7 @@ import base64
 import binascii
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from hfvit.data.open_image import UPLOAD_LIMITS, ImageLimits
@@ -68,7 +68,7 @@ class RequestLimits:
 
     max_bytes: int = UPLOAD_LIMITS.max_bytes
     max_images: int = 32
-    image: ImageLimits = field(default=UPLOAD_LIMITS)
+    image: ImageLimits = UPLOAD_LIMITS
 
     @property
     def max_body(self) -> int:

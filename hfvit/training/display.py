@@ -17,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
+from tqdm import tqdm
 from transformers import ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import has_length
@@ -451,7 +452,7 @@ class LiveProgress(TrainingProgress):
             grid.add_row(self.title, ProgressBar(self.batches, self.batch), f"{self.batch}/{self.batches} batches")
             return grid
         seconds = self.seconds_left
-        left = "" if seconds is None else f"  {_clock(seconds)} left"
+        left = "" if seconds is None else f"  {tqdm.format_interval(seconds)} left"
         grid.add_row("Training", ProgressBar(self.steps, self.step), f"{self.step:,}/{self.steps:,} steps{left}")
         values = self.values
         if self.batch:
@@ -460,13 +461,6 @@ class LiveProgress(TrainingProgress):
         line = Text("  ".join([*epoch, *values]), "dim", no_wrap=True)
         line.truncate(self.console.width, overflow="ellipsis")
         return Group(grid, line)
-
-
-def _clock(seconds: float) -> str:
-    """Format seconds as in a clock: 0:31, 1:02:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class Display:

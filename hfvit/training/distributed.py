@@ -31,9 +31,7 @@ def are_weights_sharded() -> bool:
 
 
 def require_shared_folder(folder: str | Path) -> None:
-    """Raise `RecipeError` unless all machines share a folder.
-
-    It must be called by all processes.
+    """Raise `RecipeError` unless all machines share a folder; all processes call it.
 
     Every process writes to a checkpoint, and every machine loads the best one.
     """

@@ -60,6 +60,7 @@ from hfvit.utils.files import commit_file, temporary_file
 from hfvit.utils.matmul import peak_rate, warn_if_slow
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+SHOWN_IMAGES = 32  # in plots/training_images.png
 
 # Private methods of `transformers.Trainer` that are overridden, as no callback, sampler or collator can do the work:
 # name -> parameters in transformers 5.24.0. A test compares them with the installed version.
@@ -392,7 +393,7 @@ class HFViTTrainer(Trainer):
         if self._is_stream:
             check_stream_labels(labels, self.class_names, self.train_dataset.repeats)
 
-    def training_images(self, count: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    def training_images(self, count: int = SHOWN_IMAGES) -> tuple[np.ndarray, np.ndarray]:
         """Return augmented training images and their targets.
 
         Args:

@@ -35,7 +35,7 @@ def draw_base_seed(loader: DataLoader) -> None:
 
 
 def is_lost_worker(error: Exception, workers: int) -> bool:
-    """Tell whether `error` comes from a data loader worker that was killed.
+    """Return whether `error` comes from a data loader worker that was killed.
 
     torch notices it by a signal (RuntimeError), or the connection that transfers a batch breaks before.
     """

@@ -13,6 +13,7 @@ from hfvit.artifacts.engine_record import EngineRecord
 from hfvit.artifacts.export_record import ExportRecord
 from hfvit.artifacts.gate import migrate_gate
 from hfvit.artifacts.run_record import RunRecord
+from hfvit.artifacts.run_sections import Score
 from hfvit.errors import ModelError
 from hfvit.metrics.multilabel import multilabel_metrics
 
@@ -212,6 +213,11 @@ def test_export_record_drops_deleted_files(tmp_path):
     (tmp_path / "c.onnx").write_text("")
     ExportRecord.load(tmp_path).enter(tmp_path, "c.onnx", exported_file())
     assert set(ExportRecord.load(tmp_path).files) == {"b.onnx", "c.onnx"}
+
+
+@pytest.mark.parametrize(("name", "title"), [("accuracy", "Accuracy"), ("micro F1", "Micro F1"), ("mAP", "mAP")])
+def test_score_begins_a_line_with_a_capital_unless_it_is_mean_average_precision(name, title):
+    assert Score(name, name, 0.5, (0.4, 0.6)).title == title
 
 
 def test_record_is_printed_as_a_summary(tmp_path):

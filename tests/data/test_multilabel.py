@@ -118,6 +118,13 @@ def test_load_splits_of_a_folder_with_metadata_finds_its_flag_columns(tmp_path):
     assert all_targets(load_splits(tmp_path)) == expected(LISTS)
 
 
+@pytest.mark.parametrize("name", ["labels.csv", "metadata.csv"])
+def test_load_splits_finds_flag_columns_beside_the_group_column(tmp_path, name):
+    table = write_table(tmp_path / name, {"patient": [f"p{row // 3}" for row in range(60)], **FLAGS})
+    table.write_text(table.read_text().replace("image,", "file_name,", 1))
+    assert all_targets(load_splits(tmp_path, group_column="patient")) == expected(LISTS)
+
+
 def test_load_splits_does_not_guess_among_other_columns(tmp_path):
     table = write_table(tmp_path / "labels.csv", {**FLAGS, "author": ["someone"] * 60})
     with pytest.raises(DataError, match=r"^label_column: ") as error:

@@ -1,5 +1,6 @@
 """Image-text models, from the recipe to the exported graph."""
 
+import argparse
 import json
 import re
 import shlex
@@ -20,6 +21,8 @@ import hfvit
 from hfvit.cli import main as hfvit_command
 from hfvit.cli.export_onnx import main as export_command
 from hfvit.errors import ModelError, run
+from hfvit.export.options import as_onnx_options
+from hfvit.export.pipeline import Export
 from hfvit.hub.files import files_to_push
 from hfvit.pipeline import main
 from hfvit.recipe.loader import load_recipe
@@ -209,6 +212,13 @@ def test_export_onnx_with_texts_has_three_inputs_and_agrees(fused, exported, cap
         hfvit_command(["validate", str(fused[0]), str(exported), "--split", "test", "--threads", "1"])
     assert stop.value.code == 0
     assert_names(capsys.readouterr().out, "'test'")
+
+
+@pytest.mark.parametrize("target", ["executorch", "openvino", "tensorrt"])
+def test_export_with_texts_to_another_format_raises(fused, tmp_path, target):
+    given = argparse.Namespace(model=str(fused[0]), revision=None, cache_dir=None, device="cpu")
+    with pytest.raises(ModelError, match=f"^{target}: "):
+        Export(as_onnx_options(given, target), tmp_path).load()
 
 
 def test_predict_with_one_text_for_several_images_raises(fused):

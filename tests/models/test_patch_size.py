@@ -18,7 +18,7 @@ from hfvit.cli import main as hfvit
 from hfvit.cli.export_onnx import main as export_onnx
 from hfvit.errors import ModelError, RecipeError
 from hfvit.inference.classifier import load_classifier
-from hfvit.models.patch_size import set_patch_size, train_patch_sizes
+from hfvit.models.patch_size import patch_size_callbacks, set_patch_size, train_patch_sizes
 from hfvit.pipeline import main as train
 from hfvit.recipe.loader import load_recipe
 
@@ -79,7 +79,8 @@ def test_sampled_patch_size_depends_on_seed_and_step_and_is_uniform():
 
 def test_out_of_memory_trial_uses_the_smallest_patches(tmp_path):
     trainer = make_trainer(tmp_path, num_train_epochs=1)
-    callback = train_patch_sizes(trainer.model, SIZES)
+    train_patch_sizes(trainer.model, SIZES)
+    [callback] = patch_size_callbacks(trainer.model)
     trainer.add_callback(callback)
     trainer.out_of_memory.is_fitted = False  # as with several processes
     forward, seen = trainer.model.timm_model.forward_features, []
