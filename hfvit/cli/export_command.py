@@ -37,7 +37,7 @@ class HFViTExportCommand(BaseOptimumCLICommand):
 
     @classmethod
     def export_to_folder(cls, options: argparse.Namespace) -> None:
-        """Run the export, and remove an output folder that it has created and left empty by an error."""
+        """Run the export; an error leaves no new and empty output folder."""
         with removing_empty_folders(options.output):
             cls.export(options)
 

@@ -15,7 +15,7 @@ from hfvit.utils.files import check_writable, commit_file, expand_user, removing
 
 @contextmanager
 def empty_folder(output_dir: str | Path) -> Iterator[Path]:
-    """Create the output folder; after an error in the block, remove it if it is new and empty.
+    """Create the output folder; an error in the block leaves no new and empty one.
 
     Raises `DataError` if it has files.
     """

@@ -59,7 +59,7 @@ def check_writable(folder: Path, option: str, error: type[HFViTError] = RecipeEr
 
 @contextmanager
 def removing_empty_folders(folder: str | Path) -> Iterator[None]:
-    """After an error in the block, remove the folder and its parents if they are new and empty."""
+    """Remove a folder and its parents after an error if they are new and empty."""
     path = expand_user(folder)
     missing = [each for each in (path, *path.parents) if not os.path.lexists(each)]
     try:
