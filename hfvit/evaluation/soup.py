@@ -84,7 +84,7 @@ def soup(
 
         def read(name: str) -> Weights:
             with hidden_loading_bars():
-                return HFViTForImageClassification.from_pretrained(name).state_dict()
+                return HFViTForImageClassification.from_pretrained(name).float().state_dict()
 
         def score(weights: Weights, name: str | None) -> float:
             classifier.backend.model.load_state_dict(weights)
