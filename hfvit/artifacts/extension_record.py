@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from hfvit.artifacts.json_record import Count, Record, Share
+from hfvit.artifacts.json_record import Count, FileRecord, Share
 
 
 @dataclass(kw_only=True)
-class ExtensionRecord(Record):
+class ExtensionRecord(FileRecord):
     """Result of `hfvit extend`.
 
     Attributes:
@@ -21,6 +21,7 @@ class ExtensionRecord(Record):
     """
 
     FILE: ClassVar[str] = "extension.json"
+    REMEDY: ClassVar[str] = "Make the checkpoint again with `hfvit extend`, or delete the file."
 
     hfvit_version: str
     new_classes: list[str]

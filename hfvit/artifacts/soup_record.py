@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from hfvit.artifacts.gate import EvaluationData
-from hfvit.artifacts.json_record import Record
+from hfvit.artifacts.json_record import FileRecord
 from hfvit.artifacts.run_sections import Soup
 
 
 @dataclass(kw_only=True)
-class SoupRecord(Record):
+class SoupRecord(FileRecord):
     """Result of `hfvit soup`.
 
     Attributes:
@@ -19,6 +19,7 @@ class SoupRecord(Record):
     """
 
     FILE: ClassVar[str] = "soup.json"
+    REMEDY: ClassVar[str] = "Make the checkpoint again with `hfvit soup`, or delete the file."
 
     hfvit_version: str
     soup: Soup

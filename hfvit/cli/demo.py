@@ -5,7 +5,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from hfvit.cli.options import exit_codes, positive_int
+from hfvit.cli.options import add_revision, exit_codes, hub_options, positive_int
 from hfvit.errors import DataError, HFViTError
 from hfvit.utils.collector import importing
 from hfvit.utils.quiet import quiet_libraries
@@ -27,7 +27,7 @@ examples:
 
 MAX_EXAMPLES = 24
 MAX_PORT = 65535
-APP_ONLY = ("device", "threads", "host", "port", "share")
+APP_ONLY = ("revision", "device", "threads", "host", "port", "share")
 PAGE_ONLY = ("vendor", "title", "overwrite")
 
 
@@ -48,6 +48,7 @@ def add(commands) -> None:
         " one of each folder [app on 127.0.0.1: those of the run, else none]",
     )
     app = parser.add_argument_group("Gradio app")
+    add_revision(app)
     app.add_argument("--device", help="where to run: cpu, cuda, cuda:1, ... [cuda if available, else cpu]")
     app.add_argument("--threads", type=positive_int, help="CPU threads [PyTorch's default]")
     app.add_argument("--host", help="address to listen on; 0.0.0.0 for the whole network [127.0.0.1]")
@@ -104,7 +105,8 @@ def _serve(options: argparse.Namespace) -> None:
     from hfvit.demo.app import load_gradio, serve
     from hfvit.demo.run_results import read_results, write_class_examples
 
-    find_artifact(options.artifact)
+    hub = hub_options(options)
+    artifact = find_artifact(options.artifact)
     examples = _examples(options)
     if options.examples and is_url(options.examples):
         raise DataError(f"--examples: the app takes local files only, got {options.examples}. Download it first.")
@@ -113,8 +115,8 @@ def _serve(options: argparse.Namespace) -> None:
         quiet_libraries()
         from hfvit.inference.classifier import load_classifier
 
-    results = read_results(find_artifact(options.artifact))
-    classifier = load_classifier(options.artifact, options.device, options.threads, tta=results.tta)
+    results = read_results(artifact, **hub)
+    classifier = load_classifier(options.artifact, options.device, options.threads, tta=results.tta, **hub)
     classifier.temperature = results.temperature or 1.0
     if classifier.text_reader:
         raise HFViTError(
@@ -122,7 +124,7 @@ def _serve(options: argparse.Namespace) -> None:
         )
     with tempfile.TemporaryDirectory(prefix="hfvit-examples-") as folder:
         if not examples and not options.host and not options.share:  # images of the data set, for this machine only
-            examples = write_class_examples(find_artifact(options.artifact), Path(folder))
+            examples = write_class_examples(artifact, Path(folder), **hub)
         serve(
             gradio,
             classifier,

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from hfvit.cli.options import add_runtime_options, exit_codes
+from hfvit.cli.options import add_revision, add_runtime_options, exit_codes, hub_options
 from hfvit.errors import DataError, HFViTError, mask_credentials, printable
 from hfvit.utils.collector import importing
 from hfvit.utils.formatting import counted
@@ -33,6 +33,7 @@ def add(commands) -> None:
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="file, folder, pattern or URL")
     parser.add_argument("--output", metavar="FILE", required=True, help=".parquet file to write")
     parser.add_argument("--normalize", action="store_true", help="scale features to length 1, for cosine similarity")
+    add_revision(parser)
     parser.add_argument("--bf16", action="store_true", help="use the weights of the checkpoint as bfloat16")
     add_runtime_options(parser, has_providers=False)
     parser.set_defaults(command=embed)
@@ -40,11 +41,10 @@ def add(commands) -> None:
 
 def embed(options: argparse.Namespace) -> int:
     """Run `hfvit embed ARTIFACT IMAGE ... --output FILE`."""
-    from hfvit.artifacts.artifact import find_artifact
     from hfvit.data.decode import find_images
     from hfvit.utils.files import output_file
 
-    find_artifact(options.artifact)
+    hub = hub_options(options)
     output = output_file(options.output, "--output")
     if output.suffix.lower() != ".parquet":
         raise HFViTError(f"--output: must end in .parquet, got '{output}'.")
@@ -56,7 +56,7 @@ def embed(options: argparse.Namespace) -> int:
         from hfvit.inference.classifier import load_classifier
         from hfvit.inference.embed import embed_files
 
-    classifier = load_classifier(options.artifact, options.device, options.threads, bf16=options.bf16)
+    classifier = load_classifier(options.artifact, options.device, options.threads, bf16=options.bf16, **hub)
     errors = embed_files(classifier, names, output, options.normalize, options.batch_size)
     for problem in [*errors.values(), *(f"{problem}." for problem in wrong)]:
         print(f"hfvit: {printable(mask_credentials(problem))}", file=sys.stderr)

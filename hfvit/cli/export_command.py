@@ -11,6 +11,7 @@ from optimum.commands.base import BaseOptimumCLICommand
 from hfvit.cli.options import fraction, non_negative_float, percentage_points, positive_int
 from hfvit.errors import ModelError, run
 from hfvit.export.options import CALIBRATION_SAMPLES, GATE_SAMPLES, MAX_ACCURACY_DROP, refuse_unused
+from hfvit.utils.files import removing_empty_folders
 from hfvit.utils.quiet import quiet_libraries
 from hfvit.utils.terminal import prepare_streams
 
@@ -34,10 +35,16 @@ class HFViTExportCommand(BaseOptimumCLICommand):
         """Add the arguments of the command."""
         cls.add_arguments(parser)
 
+    @classmethod
+    def export_to_folder(cls, options: argparse.Namespace) -> None:
+        """Run the export; an error leaves no new and empty output folder."""
+        with removing_empty_folders(options.output):
+            cls.export(options)
+
     def run(self) -> None:
         """Run the command and exit with its code."""
         prepare_streams()
-        sys.exit(run(lambda: self.export(self.args)))
+        sys.exit(run(lambda: self.export_to_folder(self.args)))
 
     @classmethod
     def main(cls, argv: list[str] | None = None) -> None:
@@ -52,7 +59,7 @@ class HFViTExportCommand(BaseOptimumCLICommand):
         parser = argparse.ArgumentParser(prog=f"python -m hfvit.cli.export_{cls.COMMAND.name}")
         cls.add_arguments(parser)
         options = parser.parse_args(argv)
-        sys.exit(run(lambda: cls.export(options)))
+        sys.exit(run(lambda: cls.export_to_folder(options)))
 
 
 def add_positional(parser: argparse.ArgumentParser, description: str, epilog: str) -> None:

@@ -16,7 +16,7 @@ from hfvit.cli.export_command import (
     quiet_export,
 )
 from hfvit.cli.options import accept_dashes, exit_codes, positive_int
-from hfvit.utils.files import expand_user
+from hfvit.utils.files import expand_user, removing_empty_folders
 
 DESCRIPTION = """\
 Build a TensorRT engine of an image classifier.
@@ -147,7 +147,8 @@ def export_tensorrt_command(options: argparse.Namespace) -> None:
     quiet_export(options.verbose)
     from hfvit.export.tensorrt_pipeline import EngineExport, graph_options
 
-    EngineExport(graph_options(options), backend, engine_options).run()
+    with removing_empty_folders(options.output):  # with --triton, a subfolder of OUTPUT
+        EngineExport(graph_options(options), backend, engine_options).run()
 
 
 def capability(text: str) -> str:

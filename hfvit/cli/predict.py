@@ -6,9 +6,11 @@ import sys
 from hfvit.cli.options import (
     ARTIFACT_KINDS,
     add_classifier_options,
+    add_revision,
     add_score_options,
     add_token_options,
     exit_codes,
+    hub_options,
     parse_providers,
 )
 from hfvit.errors import DataError, HFViTError, mask_credentials, printable
@@ -56,6 +58,7 @@ def add(commands) -> None:
         action="append",
         help="text that belongs to the images, for an image and text model; give one for all or one per image",
     )
+    add_revision(parser)
     add_score_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON line per image")
     parser.add_argument(
@@ -69,11 +72,10 @@ def add(commands) -> None:
 
 def predict(options: argparse.Namespace) -> int:
     """Run `hfvit predict ARTIFACT IMAGE ...`."""
-    from hfvit.artifacts.artifact import find_artifact
     from hfvit.data.decode import find_images
     from hfvit.utils.files import output_file
 
-    find_artifact(options.artifact)
+    hub = hub_options(options)
     providers = parse_providers(options)
     grid = output_file(options.save_grid, "--save_grid")
     if grid and grid.suffix.lower() not in GRID_KINDS:
@@ -104,6 +106,7 @@ def predict(options: argparse.Namespace) -> int:
         merge_tokens=options.merge_tokens,
         bf16=options.bf16,
         tta=options.tta,
+        **hub,
     )
     texts = texts_by_name(names, options.text, classifier)
     top_k = options.top_k or (TOP_K if classifier.thresholds is None else None)

@@ -7,11 +7,12 @@ from hfvit.utils.quiet import quiet_libraries
 
 EPILOG = f"""\
 Pushed in one commit: weights, config.json, model card, run.json, recipe.yaml, trainer_state.json and plots; adapter/
-of a LoRA run; soup.json and extension.json; .eval_results for a data set on the Hub; the exports of --include. Files
-of an earlier push that belong to other weights are deleted. Never pushed: checkpoints, optimizer state, pickles,
-hidden and temporary files, images of the data set, paths of this machine. Text above and below the generated part of
-the model card, local or on the Hub, is kept. After the push, the model is loaded from the Hub and its logits are
-compared with those of OUTPUT_DIR.
+of a LoRA run; soup.json and extension.json; .eval_results for a data set on the Hub; the exports of --include. Other
+weights in the repository, and files of an earlier push that belong to them, are deleted; --dry_run lists them. Other
+files in the repository are kept. Never pushed: checkpoints, optimizer state, pickles, hidden and temporary files,
+images of the data set, paths of this machine. Text above and below the generated part of the model card, local or on
+the Hub, is kept. After the push, the model is loaded from the Hub, and its logits are compared with those of
+OUTPUT_DIR.
 
 examples:
   hfvit push outputs/quickstart user/digits --dry_run
@@ -42,21 +43,20 @@ def add(commands) -> None:
         help="exports to push [none]",
     )  # fmt: skip
     parser.add_argument("--message", help="commit message [Push with hfvit]")
-    parser.add_argument("--dry_run", action="store_true", help="list the files and their sizes without pushing")
+    parser.add_argument("--dry_run", action="store_true", help="list the files to push and to delete, without pushing")
     parser.set_defaults(command=push)
 
 
 def push(options: argparse.Namespace) -> None:
     """Run `hfvit push OUTPUT_DIR USER/NAME`."""
-    from hfvit.hub.files import files_to_push
-    from hfvit.hub.push import Destination, check_name, listing, push_to
+    from hfvit.hub.push import Destination, check_name, dry_run, push_to
 
     check_name(options.repository)
     include = tuple(dict.fromkeys(options.include))
-    if options.dry_run:
-        print(listing(files_to_push(options.folder, options.repository, include)))
-        return
     quiet_libraries()
     private = options.private or None
     destination = Destination(options.repository, private, options.revision, options.create_pr)
+    if options.dry_run:
+        print(dry_run(options.folder, destination, include))
+        return
     print(push_to(options.folder, destination, include, options.message))

@@ -9,8 +9,10 @@ import sys
 from hfvit.cli.options import (
     ARTIFACT_KINDS,
     add_classifier_options,
+    add_revision,
     add_score_options,
     exit_codes,
+    hub_options,
     non_negative_float,
     non_negative_int,
     parse_providers,
@@ -59,6 +61,7 @@ def add(commands) -> None:
     parser.add_argument("artifact", metavar="ARTIFACT", help=ARTIFACT_KINDS)
     parser.add_argument("--host", default=HOST, help="address to listen on; 0.0.0.0 for all [%(default)s]")
     parser.add_argument("--port", type=non_negative_int, default=PORT, help="port, 0 for a free one [%(default)s]")
+    add_revision(parser)
     add_score_options(parser)
     add_classifier_options(parser)
     queue = parser.add_argument_group("batching and limits")
@@ -134,9 +137,7 @@ def write_docker(options: argparse.Namespace) -> None:
 
 def serve(options: argparse.Namespace) -> None:
     """Run `hfvit serve ARTIFACT`."""
-    from hfvit.artifacts.artifact import find_artifact
-
-    find_artifact(options.artifact)
+    hub = hub_options(options)
     if options.timeout == 0:
         raise HFViTError("--timeout: must be positive, got 0.")
     if options.max_images > options.queue_size:
@@ -181,5 +182,6 @@ def serve(options: argparse.Namespace) -> None:
             bf16=options.bf16,
             calibrated=options.calibrated,
             tta=options.tta,
+            **hub,
         )
         run_server(classifier, bound, server_options)

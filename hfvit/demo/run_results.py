@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -67,9 +68,14 @@ class RunResults:
         return known is not None and bool(energy(logits, multi_label)[0] > known.threshold)
 
 
-def read_results(artifact: Artifact) -> RunResults:
-    """Read the results of an artifact's run, none without a readable run.json."""
-    file = run_file(artifact)
+def read_results(artifact: Artifact, **kwargs: Any) -> RunResults:
+    """Read the results of an artifact's run, none without a readable run.json.
+
+    Args:
+        artifact: checkpoint or export.
+        **kwargs: Hub arguments of `from_pretrained`.
+    """
+    file = run_file(artifact, **kwargs)
     if file is None:
         return RunResults()
     try:
@@ -88,17 +94,18 @@ def read_results(artifact: Artifact) -> RunResults:
     )
 
 
-def write_class_examples(artifact: Artifact, folder: Path) -> list[str]:
+def write_class_examples(artifact: Artifact, folder: Path, **kwargs: Any) -> list[str]:
     """Write the run's images of each class to folders named after their class.
 
     Args:
         artifact: checkpoint or export.
         folder: folder to write to.
+        **kwargs: Hub arguments of `from_pretrained`.
 
     Returns:
         The paths of the images, none if the run has no images.
     """
-    file = run_file(artifact)
+    file = run_file(artifact, **kwargs)
     try:
         record = RunRecord.load(file.parent) if file else None
     except ModelError:

@@ -1,7 +1,8 @@
 """Output folder of a checkpoint that is made from others without training."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -9,16 +10,21 @@ from transformers import PreTrainedModel
 from hfvit.artifacts.artifact import find_artifact
 from hfvit.artifacts.constants import STAGING
 from hfvit.errors import DataError
-from hfvit.utils.files import check_writable, commit_file, expand_user, wrap_write_errors
+from hfvit.utils.files import check_writable, commit_file, expand_user, removing_empty_folders, wrap_write_errors
 
 
-def claim_empty_folder(output_dir: str | Path) -> Path:
-    """Create the output folder; raises `DataError` if it has files."""
+@contextmanager
+def empty_folder(output_dir: str | Path) -> Iterator[Path]:
+    """Create the output folder; an error in the block leaves no new and empty one.
+
+    Raises `DataError` if it has files.
+    """
     folder = expand_user(output_dir)
-    check_writable(folder, "--output_dir")
-    if any(path.name != STAGING for path in folder.iterdir()):
-        raise DataError(f"--output_dir: must be empty, got {output_dir}.")
-    return folder
+    with removing_empty_folders(folder):
+        check_writable(folder, "--output_dir")
+        if any(path.name != STAGING for path in folder.iterdir()):
+            raise DataError(f"--output_dir: must be empty, got {output_dir}.")
+        yield folder
 
 
 def save_checkpoint(model: PreTrainedModel, folder: Path, source: str | Path, copied: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from hfvit.artifacts.extension_record import ExtensionRecord
 from hfvit.data.decode import find_images, is_hidden, read_image
 from hfvit.data.labels import normalized
 from hfvit.errors import DataError, ModelError, printable
-from hfvit.evaluation.derived_checkpoint import claim_empty_folder, save_checkpoint
+from hfvit.evaluation.derived_checkpoint import empty_folder, save_checkpoint
 from hfvit.evaluation.split import evaluation_split
 from hfvit.inference.classifier import Classifier, load_classifier
 from hfvit.inference.embed import check_embeds, embed, find_head
@@ -70,35 +70,37 @@ def extend(
     """
     check_integer("max_samples", max_samples)
     check_integer("batch_size", batch_size)
-    target = claim_empty_folder(output_dir)
-    images = _images_by_class(folder)
-    classifier = load_classifier(run, device)
-    head = _linear_head(classifier)
-    known = sorted(set(images) & set(map(normalized, classifier.labels)))
-    if known:
-        raise DataError(f"FOLDER: {_listed(known)} of {folder} are already classes of {run}. Rename or remove them.")
-    old = evaluation_split(run, dataset_name=dataset_name, split=split, max_samples=max_samples)
-    old_features = embed(classifier, old.images(), batch_size=batch_size)
-    new = {name: _read_features(classifier, name, files, batch_size) for name, files in images.items()}
-    weight, bias = (tensor.detach().float().cpu().numpy() for tensor in (head.weight, head.bias))
-    rows = fit_prototypes(weight, bias, old_features[::2], old.labels[::2], list(new.values()))
-    half = slice(1, None, 2) if len(old) > 1 else slice(None)
-    judged, labels = old_features[half], old.labels[half]
-    logits = judged @ weight.T + bias
-    extended = np.concatenate([logits, judged @ rows.weight.T + rows.bias], axis=1)
-    with kept_state(), hidden_loading_bars():  # the new head is initialized before it is replaced
-        _save(run, list(images), rows, target)
-    record = ExtensionRecord(
-        hfvit_version=hfvit.__version__,
-        new_classes=list(images),
-        images=[len(features) for features in new.values()],
-        old_images=len(labels),
-        old_accuracy_before=float((logits.argmax(axis=1) == labels).mean()),
-        old_accuracy=float((extended.argmax(axis=1) == labels).mean()),
-        new_accuracy=new_accuracy(weight, bias, rows, list(new.values())),
-    )
-    write_object(target / record.FILE, record.to_json())
-    return record
+    with empty_folder(output_dir) as target:
+        images = _images_by_class(folder)
+        classifier = load_classifier(run, device)
+        head = _linear_head(classifier)
+        known = sorted(set(images) & set(map(normalized, classifier.labels)))
+        if known:
+            raise DataError(
+                f"FOLDER: {_listed(known)} of {folder} are already classes of {run}. Rename or remove them."
+            )
+        old = evaluation_split(run, dataset_name=dataset_name, split=split, max_samples=max_samples)
+        old_features = embed(classifier, old.images(), batch_size=batch_size)
+        new = {name: _read_features(classifier, name, files, batch_size) for name, files in images.items()}
+        weight, bias = (tensor.detach().float().cpu().numpy() for tensor in (head.weight, head.bias))
+        rows = fit_prototypes(weight, bias, old_features[::2], old.labels[::2], list(new.values()))
+        half = slice(1, None, 2) if len(old) > 1 else slice(None)
+        judged, labels = old_features[half], old.labels[half]
+        logits = judged @ weight.T + bias
+        extended = np.concatenate([logits, judged @ rows.weight.T + rows.bias], axis=1)
+        with kept_state(), hidden_loading_bars():  # the new head is initialized before it is replaced
+            _save(run, list(images), rows, target)
+        record = ExtensionRecord(
+            hfvit_version=hfvit.__version__,
+            new_classes=list(images),
+            images=[len(features) for features in new.values()],
+            old_images=len(labels),
+            old_accuracy_before=float((logits.argmax(axis=1) == labels).mean()),
+            old_accuracy=float((extended.argmax(axis=1) == labels).mean()),
+            new_accuracy=new_accuracy(weight, bias, rows, list(new.values())),
+        )
+        write_object(target / record.FILE, record.to_json())
+        return record
 
 
 @dataclass

@@ -12,7 +12,7 @@ from hfvit.artifacts.constants import PREPROCESSOR_FILE, RECIPE_FILE
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.artifacts.soup_record import SoupRecord
 from hfvit.errors import DataError, ModelError, NonFiniteLossError
-from hfvit.evaluation.derived_checkpoint import claim_empty_folder, save_checkpoint
+from hfvit.evaluation.derived_checkpoint import empty_folder, save_checkpoint
 from hfvit.evaluation.split import evaluation_split
 from hfvit.inference.classifier import load_classifier
 from hfvit.metrics.task import check_finite, task_of
@@ -74,39 +74,39 @@ def soup(
     if len(set(names)) < 2:
         raise ModelError(f"RUN: must be two or more different runs, got {len(set(names))}. Pass more runs.")
     config = check_same_networks(names)
-    target = claim_empty_folder(output_dir)
-    if dataset_name is None and split is None:
-        check_same_validation_images(names)
-    labeled = evaluation_split(names[0], dataset_name=dataset_name, split=split, max_samples=max_samples)
-    task = task_of(config)
-    classifier = load_classifier(names[0], device)
-    logits = {}
+    with empty_folder(output_dir) as target:
+        if dataset_name is None and split is None:
+            check_same_validation_images(names)
+        labeled = evaluation_split(names[0], dataset_name=dataset_name, split=split, max_samples=max_samples)
+        task = task_of(config)
+        classifier = load_classifier(names[0], device)
+        logits = {}
 
-    def read(name: str) -> Weights:
+        def read(name: str) -> Weights:
+            with hidden_loading_bars():
+                return HFViTForImageClassification.from_pretrained(name).float().state_dict()
+
+        def score(weights: Weights, name: str | None) -> float:
+            classifier.backend.model.load_state_dict(weights)
+            logits["last"] = classifier.logits(labeled.images(), batch_size)
+            try:
+                check_finite(logits["last"])
+            except NonFiniteLossError as error:
+                raise NonFiniteLossError(f"RUN: {name or 'the mean of the runs'}: {error}") from None
+            return task.scalars(logits["last"], labeled.labels, labeled.classes)[task.default_metric]
+
+        result, weights = cook_soup(kind, names, read, score, metric=task.default_metric)
+        thresholds = None
+        if labeled.labels.ndim > 1:
+            score(weights, None)
+            thresholds = task.fit_thresholds({"validation": (logits["last"], labeled.labels)}).values
         with hidden_loading_bars():
-            return HFViTForImageClassification.from_pretrained(name).state_dict()
-
-    def score(weights: Weights, name: str | None) -> float:
-        classifier.backend.model.load_state_dict(weights)
-        logits["last"] = classifier.logits(labeled.images(), batch_size)
-        try:
-            check_finite(logits["last"])
-        except NonFiniteLossError as error:
-            raise NonFiniteLossError(f"RUN: {name or 'the mean of the runs'}: {error}") from None
-        return task.scalars(logits["last"], labeled.labels, labeled.classes)[task.default_metric]
-
-    result, weights = cook_soup(kind, names, read, score, metric=task.default_metric)
-    thresholds = None
-    if labeled.labels.ndim > 1:
-        score(weights, None)
-        thresholds = task.fit_thresholds({"validation": (logits["last"], labeled.labels)}).values
-    with hidden_loading_bars():
-        save_soup(names[0], weights, thresholds, target)
-    for member in result.members:
-        member.name = Path(member.name).name if find_artifact(member.name).folder else member.name
-    record = SoupRecord(hfvit_version=hfvit.__version__, soup=result, data=labeled.record)
-    write_object(target / record.FILE, record.to_json())
-    return record
+            save_soup(names[0], weights, thresholds, target)
+        for member in result.members:
+            member.name = Path(member.name).name if find_artifact(member.name).folder else member.name
+        record = SoupRecord(hfvit_version=hfvit.__version__, soup=result, data=labeled.record)
+        write_object(target / record.FILE, record.to_json())
+        return record
 
 
 def check_same_networks(names: Sequence[str]) -> HFViTConfig:

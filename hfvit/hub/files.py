@@ -3,7 +3,7 @@
 import json
 import os
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -16,8 +16,12 @@ from hfvit.artifacts.constants import (
     ADAPTER_FILES,
     ADAPTER_FOLDER,
     CARD_FILE,
+    CONFIG_FILE,
     MULTIRUN_FILE,
+    PREPROCESSOR_FILE,
+    RECIPE_FILE,
     RUN_FILE,
+    STATE_FILE,
     TOKENIZER_FILES,
     WEIGHT_FILES,
     WEIGHTS,
@@ -27,7 +31,8 @@ from hfvit.artifacts.extension_record import ExtensionRecord
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.artifacts.soup_record import SoupRecord
 from hfvit.errors import ModelError, PushArgumentError, one_line
-from hfvit.hub.model_card import CARD_PLOTS, remove_generated_text, render_card
+from hfvit.hub.derived_card import read_derived_record, render_derived_card
+from hfvit.hub.model_card import CARD_PLOTS, is_generated, remove_generated_text, render_card
 from hfvit.hub.redaction import redact_paths
 from hfvit.utils.files import expand_user
 from hfvit.utils.hub_ids import is_hub_id
@@ -64,12 +69,14 @@ def eval_results_file(record: RunRecord) -> tuple[str, str] | None:
 
 
 # An allowlist, since a pattern missing from a denylist would publish optimizer state or a pickle.
-ROOT = ("config.json", "preprocessor_config.json", CARD_FILE, RUN_FILE, "recipe.yaml", "trainer_state.json")
+ROOT = (CONFIG_FILE, PREPROCESSOR_FILE, CARD_FILE, RUN_FILE, RECIPE_FILE, STATE_FILE)
 ROOT += (SoupRecord.FILE, ExtensionRecord.FILE, *TOKENIZER_FILES, *WEIGHT_FILES)
 PLOTS = ("plots/*.png",)
-# Files in the repository that describe other weights unless a push replaces them; further plots may be a user's.
-REPLACED = (*ROOT, *(f"{ADAPTER_FOLDER}/{name}" for name in ADAPTER_FILES))
-REPLACED += tuple(f"plots/{name}{theme}.png" for name in CARD_PLOTS for theme in ("", "_dark"))
+# Files that transformers would load with, or instead of, the pushed config.json unless a push replaces them.
+LOADED = (*WEIGHT_FILES, PREPROCESSOR_FILE, "processor_config.json", "adapter_config.json")
+# Files of a push of hfvit that describe its weights; further plots may be a user's.
+DESCRIBING = (CARD_FILE, RUN_FILE, RECIPE_FILE, STATE_FILE, SoupRecord.FILE, ExtensionRecord.FILE)
+DESCRIBING += tuple(f"plots/{name}{theme}.png" for name in CARD_PLOTS for theme in ("", "_dark"))
 # Plots with images of the data set, which may be private.
 PLOTS_WITH_IMAGES = tuple(
     f"plots/{name}*.png" for name in ("training_images", "mistakes", "label_errors", "explanations", "attention")
@@ -80,7 +87,7 @@ EXPORTS = {
     "openvino": ("*.xml", "*.bin", "*.json"),
     "tensorrt": ("*.engine", "*.plan", "*.json", "*.pbtxt", "labels.txt", "*.onnx"),
 }
-REDACTED_FILES = (RUN_FILE, "recipe.yaml", "trainer_state.json")
+REDACTED_FILES = (RUN_FILE, RECIPE_FILE, STATE_FILE)
 
 
 @dataclass
@@ -107,7 +114,8 @@ def files_to_push(
     """Select the files to push, sorted by path.
 
     Paths of this machine are redacted. The model card is rendered for `repo_id` and the exports, and keeps the text
-    that users wrote into the local card and into `hub_card`. A folder without run.json has its own card, or that text.
+    that users wrote into the local card and into `hub_card`. A folder without run.json has its own card, or one of its
+    soup.json or extension.json, or that text.
 
     Args:
         folder: output folder of a run.
@@ -135,7 +143,7 @@ def files_to_push(
         for path, file in _matching(root, "", (*ROOT, *PLOTS))
         if not any(fnmatch(path, pattern) for pattern in PLOTS_WITH_IMAGES)
     }
-    if record and record.recipe.get("finetuning") == "lora":  # otherwise, adapter/ is left from an earlier run
+    if record and _adapter_files(record):
         found |= dict(_matching(root, f"{ADAPTER_FOLDER}/", ADAPTER_FILES))
     for export in include:
         found |= _export(root, export)
@@ -156,42 +164,77 @@ def files_to_push(
         found[CARD_FILE] = card.encode()
         if result := eval_results_file(record):
             found[result[0]] = result[1].encode()
+    elif CARD_FILE not in found and (derived := read_derived_record(root)):
+        config = _read_json(root / CONFIG_FILE)
+        exports = [row for export in include for row in export_rows(root / export)]
+        with _name_file_in_errors(root / CONFIG_FILE):
+            card = render_derived_card(derived, config, _labels(config), repo_id, exports, (hub_card,))
+        found[CARD_FILE] = card.encode()
     elif CARD_FILE not in found and (card := remove_generated_text(hub_card)):
         found[CARD_FILE] = card.encode()
     return [PushedFile(path, found[path]) for path in sorted(found)]
 
 
-def outdated_files(
-    hub_files: list[str], files: list[PushedFile], include: tuple[str, ...], hub_run: str = ""
-) -> list[str]:
-    """Return the files of an earlier push that belong to other weights.
+@dataclass
+class Repository:
+    """Repository on the Hub before a push.
 
-    They would be loaded instead of the pushed weights, or describe them.
+    Attributes:
+        files: paths of its files.
+        card: its model card, empty if it has none.
+        run: its run.json, empty if it has none.
+    """
+
+    files: list[str] = field(default_factory=list)
+    card: str = ""
+    run: str = ""
+
+
+def outdated_files(repository: Repository, files: list[PushedFile], include: tuple[str, ...]) -> list[str]:
+    """Return the files in the repository that belong to other weights.
+
+    They would be loaded instead of the pushed files or with them, or are of an earlier push of hfvit, which is known
+    by its run.json and model card. Other files stay.
 
     Args:
-        hub_files: paths in the repository.
+        repository: repository before the push.
         files: files to push.
         include: exports among them, whose folders are replaced.
-        hub_run: run.json in the repository, which names its evaluation result; empty if it has none.
     """
     sent = {file.path for file in files}
     folders = tuple(f"{name}/" for name in include)
-    result = _earlier_result(hub_run)
+    outdated = [*LOADED, *(TOKENIZER_FILES if sent & set(TOKENIZER_FILES) else ())]
+    of_run = _files_of_run(repository.run)
+    if of_run is not None or is_generated(repository.card):
+        outdated += [*DESCRIBING, *(of_run or ())]
     return [
         path
-        for path in hub_files
-        if path not in sent
-        and (path.startswith(folders) or path == result or any(_matches(path, pattern) for pattern in REPLACED))
+        for path in repository.files
+        if path not in sent and (path.startswith(folders) or any(_matches(path, pattern) for pattern in outdated))
     ]
 
 
-def _earlier_result(hub_run: str) -> str | None:
-    """Return the path of the evaluation result that was pushed with a run.json."""
+def _files_of_run(text: str) -> list[str] | None:
+    """Return the files that were pushed with a run.json and that only some runs have.
+
+    Returns None if the text is no run.json of hfvit.
+    """
     try:
-        result = eval_results_file(RunRecord.from_json(json.loads(hub_run)))
+        record = RunRecord.from_json(json.loads(text))
+        result = eval_results_file(record)
     except (ModelError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
-    return result and result[0]
+    tokenizer = TOKENIZER_FILES if record.model.texts else ()
+    return [*tokenizer, *_adapter_files(record), *([result[0]] if result else [])]
+
+
+def _adapter_files(record: RunRecord) -> list[str]:
+    """Return the paths of the adapter, none unless it is a LoRA run.
+
+    In the folder of another run, adapter/ is left from an earlier one.
+    """
+    is_lora = record.recipe.get("finetuning") == "lora"
+    return [f"{ADAPTER_FOLDER}/{name}" for name in ADAPTER_FILES] if is_lora else []
 
 
 def exports_left_out(folder: str | Path, include: tuple[str, ...]) -> list[str]:
@@ -212,7 +255,7 @@ def _export(root: Path, name: str) -> dict[str, Path]:
     for config in (file for file in found.values() if file.name == "config.json"):
         export_config = _read_json(config)
         with _name_file_in_errors(root / "config.json"):
-            labels = checkpoint_config.get("label_names") or list((checkpoint_config.get("id2label") or {}).values())
+            labels = _labels(checkpoint_config)
         with _name_file_in_errors(config):
             exported = list((export_config.get("id2label") or {}).values())
         if labels and labels != exported:
@@ -266,6 +309,11 @@ def _check_not_a_link(path: Path) -> None:
             f"OUTPUT_DIR: {path} is a symbolic link to {os.readlink(path)}, which is not pushed. Replace it by a copy"
             " of the target, or delete it."
         )
+
+
+def _labels(config: dict) -> list[str]:
+    """Return the class names of a checkpoint's config.json."""
+    return config.get("label_names") or list((config.get("id2label") or {}).values())
 
 
 def _read_json(path: Path) -> dict:

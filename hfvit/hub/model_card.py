@@ -34,6 +34,7 @@ HINT = "<!-- What is written above or below is kept; changes between the two mar
 GENERATED_KEYS = ("library_name", "pipeline_tag", "tags", "datasets", "base_model", "metrics", "model-index")
 # Of these, those that hold for other weights, too.
 KIND_KEYS = ("library_name", "pipeline_tag")
+TAGS = ("image-classification", "vision-transformer", "timm", "transformers", "hfvit")
 # Plots that the template refers to.
 CARD_PLOTS = (
     "confusion_matrix", "per_class_recall", "two_classes", "reliability", "precision_recall", "average_precision",
@@ -106,12 +107,17 @@ def keep_user_parts(card: str, earlier: Sequence[str]) -> str:
     return f"---\n{header}---\n\n" + "\n\n".join(parts) + "\n"
 
 
+def is_generated(card: str) -> bool:
+    """Return whether hfvit wrote a part of the card."""
+    return START in card or bool(_HASHES.search(card))
+
+
 def remove_generated_text(card: str) -> str:
     """Return what its user wrote of a card, an empty string if that is nothing.
 
     A card without generated text is returned unchanged.
     """
-    if START not in card and not _HASHES.search(card):
+    if not is_generated(card):
         return card
     parts = user_parts(card)
     text = "\n\n".join(filter(None, (parts.before.strip(), parts.after.strip())))
@@ -285,15 +291,13 @@ def _card_metadata(record: RunRecord, name: str, has_onnx: bool) -> ModelCardDat
     metrics = record.result
     data = record.data
     model = record.model
-    tags = ["image-classification", "vision-transformer", "timm", "transformers", "hfvit"]
+    tags = [*TAGS]
     if model.texts:  # the Hub has no widget and no pipeline for such models
         tags = ["image-classification", "image-and-text", "hfvit"]
     elif has_onnx:
         tags += ["onnx", "transformers.js"]
     if isinstance(metrics, MultiLabelMetrics):
         tags.insert(1, "multi-label-image-classification")
-    license = model.base_license if re.fullmatch(r"[a-z0-9.\-]+", model.base_license or "") else None
-    is_known = license is None or license in HUB_LICENSES
     results = [
         EvalResult(
             task_type="image-classification",
@@ -311,8 +315,7 @@ def _card_metadata(record: RunRecord, name: str, has_onnx: bool) -> ModelCardDat
     return ModelCardData(
         model_name=printable(name),
         eval_results=results,
-        license=license if is_known else "other",
-        license_name=None if is_known else license,
+        **license_metadata(model.base_license),
         library_name="hfvit" if model.texts else "timm",
         pipeline_tag=None if model.texts else "image-classification",
         tags=tags,
@@ -320,6 +323,16 @@ def _card_metadata(record: RunRecord, name: str, has_onnx: bool) -> ModelCardDat
         base_model=_hub_base(model),
         metrics=list(dict.fromkeys(metric for metric, *_ in metrics.index_entries())),
     )
+
+
+def license_metadata(license: Any) -> dict[str, str]:
+    """Return the metadata of a license that timm names.
+
+    It is `other` with a name for one that the Hub does not know.
+    """
+    if not isinstance(license, str) or not re.fullmatch(r"[a-z0-9.\-]+", license):
+        return {}
+    return {"license": license} if license in HUB_LICENSES else {"license": "other", "license_name": license}
 
 
 def _is_on_hub(data: Data) -> bool:

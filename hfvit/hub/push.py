@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,7 +36,7 @@ from hfvit.artifacts.constants import CARD_FILE, RUN_FILE
 from hfvit.artifacts.engine_record import EngineRecord
 from hfvit.artifacts.export_record import ExportRecord
 from hfvit.errors import HubError, PushArgumentError, one_line, printable
-from hfvit.hub.files import EXPORTS, PushedFile, exports_left_out, files_to_push, outdated_files
+from hfvit.hub.files import EXPORTS, PushedFile, Repository, exports_left_out, files_to_push, outdated_files
 from hfvit.utils.checks import check_name as check_path
 from hfvit.utils.files import expand_user
 from hfvit.utils.formatting import aligned, size
@@ -268,23 +267,21 @@ def _send(folder: str | Path, destination: Destination, include: tuple[str, ...]
             if destination.revision:
                 retry(api.create_branch, repo_id, branch=destination.revision, exist_ok=True)
         before = retry(api.model_info, repo_id, revision=destination.revision).sha
-        hub_files = retry(api.list_repo_files, repo_id, revision=destination.revision)
-    files = files_to_push(folder, repo_id, include, _download(destination, hub_files, CARD_FILE))
-    hub_run = _download(destination, hub_files, RUN_FILE)
+        repository = _read_repository(api, destination)
+    files = files_to_push(folder, repo_id, include, repository.card)
+    outdated = outdated_files(repository, files, include)
     if not any(file.path == CARD_FILE for file in files):
         _print_note(f"no model card is pushed, since {folder} has no {RUN_FILE} and no {CARD_FILE}")
     print(f"pushing {len(files)} files, {size(sum(file.bytes for file in files))}, to {repo_id}", flush=True)
     try:
-        commit, removed = _commit(
-            api, destination, files, partial(outdated_files, include=include, hub_run=hub_run), message
-        )
+        commit = _commit(api, destination, files, outdated, message)
     except (HfHubHTTPError, RuntimeError, OSError, *_CONNECTION, *_NOT_THE_HUB) as error:
         raise HubError(f"{_explain(error, repo_id)} {_repository_state(api, destination, before)}") from error
-    if removed:
-        _print_note(f"deleted {', '.join(removed)} of an earlier push from {repo_id}")
+    if outdated:
+        _print_note(f"deleted {', '.join(outdated)} of other weights from {repo_id}")
     for name in exports_left_out(folder, include):
         _print_note(f"{name}/ was not pushed; push it with --include {name}")
-    for name in sorted({path.split("/")[0] for path in hub_files} & (set(EXPORTS) - set(include))):
+    for name in sorted({path.split("/")[0] for path in repository.files} & (set(EXPORTS) - set(include))):
         _print_note(f"{repo_id} still has {name}/ of an earlier push; replace it with --include {name}")
     url = commit.pr_url or commit.commit_url
     verify_push(folder, repo_id, commit.oid, destination.token, url)
@@ -295,9 +292,9 @@ def _commit(
     api: HfApi,
     destination: Destination,
     files: list[PushedFile],
-    outdated: Callable[[list[str], list[PushedFile]], list[str]],
+    outdated: list[str],
     message: str | None,
-) -> tuple[CommitInfo, list[str]]:
+) -> CommitInfo:
     """Upload files and commit them.
 
     If the answer of a commit is lost, the next attempt returns that commit, since huggingface_hub creates none for
@@ -307,25 +304,23 @@ def _commit(
         api: client with the token.
         destination: repository and branch.
         files: files from `files_to_push`.
-        outdated: returns the paths to delete, of those in the repository.
+        outdated: paths in the repository to delete.
         message: commit message.
-
-    Returns:
-        The commit, and the paths that it deletes.
     """
 
-    def attempt() -> tuple[CommitInfo, list[str]]:
-        operations = [CommitOperationAdd(file.path, file.source) for file in files]
-        hub_files = api.list_repo_files(destination.repo_id, revision=destination.revision)
-        deleted = outdated(hub_files, files)
-        commit = api.create_commit(
+    def attempt() -> CommitInfo:
+        # A lost attempt may have deleted them.
+        left = {*outdated} & {*api.list_repo_files(destination.repo_id, revision=destination.revision)}
+        return api.create_commit(
             destination.repo_id,
-            [*operations, *map(CommitOperationDelete, deleted)],
+            [
+                *(CommitOperationAdd(file.path, file.source) for file in files),
+                *(CommitOperationDelete(path) for path in sorted(left)),
+            ],
             commit_message=message or "Push with hfvit",
             revision=destination.revision,
             create_pr=destination.create_pr,
         )
-        return commit, deleted
 
     if destination.create_pr:  # a second attempt could open a second pull request
         return attempt()
@@ -409,6 +404,13 @@ def _hub_errors(repo_id: str, state: str = "") -> Iterator[None]:
         raise HubError(f"{_explain(error, repo_id)} {state}".strip()) from error
 
 
+def _read_repository(api: HfApi, destination: Destination) -> Repository:
+    """Read what a push needs to know of the repository."""
+    files = retry(api.list_repo_files, destination.repo_id, revision=destination.revision)
+    card = _download(destination, files, CARD_FILE)
+    return Repository(files, card, _download(destination, files, RUN_FILE))
+
+
 def _download(destination: Destination, hub_files: list[str], name: str) -> str:
     """Return a text file of the repository, an empty string if it has none.
 
@@ -473,10 +475,45 @@ def verify_push(folder: str | Path, repo_id: str, commit: str, token: str | None
     print(f"verified: the model loaded from the Hub has the same logits (difference {difference:.1g})")
 
 
-def listing(files: list[PushedFile]) -> str:
-    """Format the files and their sizes as a table, for a dry run."""
+def dry_run(folder: str | Path, destination: Destination, include: tuple[str, ...] = ()) -> str:
+    """List the files of a push with their sizes, and those that it would delete.
+
+    If the repository cannot be read, a note says that the files to delete are not listed.
+
+    Args:
+        folder: `output_dir` of a run.
+        destination: repository and branch.
+        include: exports to push, of `onnx`, `openvino`, `executorch` and `tensorrt`.
+
+    Raises:
+        PushArgumentError: the push would fail for the same reason.
+    """
+    files = files_to_push(folder, destination.repo_id, include)
+    outdated = []
+    try:
+        destination = check_destination(destination)
+        with _hub_errors(destination.repo_id):
+            repository = _existing_repository(destination)
+        files = files_to_push(folder, destination.repo_id, include, repository.card)
+        outdated = outdated_files(repository, files, include)
+    except PushArgumentError:
+        raise
+    except HubError as error:
+        _print_note(f"files to delete in {destination.repo_id} are not listed: {one_line(error)}")
     rows = [(file.path, size(file.bytes)) for file in files]
-    return "\n".join(aligned([*rows, (f"{len(files)} files", size(sum(file.bytes for file in files)))]))
+    rows.append((f"{len(files)} files", size(sum(file.bytes for file in files))))
+    return "\n".join(aligned([*rows, *((path, "deleted") for path in outdated)]))
+
+
+def _existing_repository(destination: Destination) -> Repository:
+    """Read a repository as it is before a push, empty if the push would create it."""
+    api = HfApi(token=destination.token, library_name="hfvit")
+    if not retry(api.repo_exists, destination.repo_id):
+        return Repository()
+    try:
+        return _read_repository(api, destination)
+    except RevisionNotFoundError:  # the push would create the branch from main
+        return _read_repository(api, replace(destination, revision=None))
 
 
 def _explain(error: Exception, repo_id: str) -> str:

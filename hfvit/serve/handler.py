@@ -29,6 +29,7 @@ MAX_PIXELS = 32_000_000
 MAX_ASPECT_RATIO = 50
 MAX_SCANS = 64  # of a progressive JPEG, each of which takes a pass over all pixels
 START_OF_SCAN = b"\xff\xda"
+TIFF_PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # tag of TIFF files, and one of its values
 
 
 class EndpointHandler:
@@ -186,6 +187,7 @@ def _rgb(image: Any) -> Image.Image:
         raise ValueError(f"an image must have at most {MAX_PIXELS:,} pixels, got {image.width} x {image.height}")
     if max(image.size) > MAX_ASPECT_RATIO * max(1, min(image.size)):
         raise ValueError(f"the aspect ratio must be at most {MAX_ASPECT_RATIO}, got {image.width} x {image.height}")
+    is_inverted = image.format == "TIFF" and image.tag_v2.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO
     image.load()  # the metadata of a PNG may follow the pixels
     profile = image.info.get("Raw profile type exif") or ""
     if len(profile) > _image_metadata().MAX_PROFILE:
@@ -201,4 +203,6 @@ def _rgb(image: Any) -> Image.Image:
         elif image.mode == "I" and values.max() <= 255:
             high = 255.0
         image = Image.fromarray(((values - low) * (255.0 / max(high - low, 1e-9))).clip(0, 255).astype(np.uint8))
+        if is_inverted:  # as Pillow does for 8 bits
+            image = ImageOps.invert(image)
     return image.convert("RGB")

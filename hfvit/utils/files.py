@@ -57,6 +57,20 @@ def check_writable(folder: Path, option: str, error: type[HFViTError] = RecipeEr
         _try_write(folder)
 
 
+@contextmanager
+def removing_empty_folders(folder: str | Path) -> Iterator[None]:
+    """Remove a folder and its parents after an error if they are new and empty."""
+    path = expand_user(folder)
+    missing = [each for each in (path, *path.parents) if not os.path.lexists(each)]
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # never created, or not empty
+            for each in missing:
+                each.rmdir()
+        raise
+
+
 def _try_write(folder: Path) -> None:
     with tempfile.TemporaryFile(dir=folder):
         pass

@@ -46,8 +46,9 @@ def folder_or_hub_id(name: str | Path, error: type[HFViTError], option: str | No
     if re.fullmatch(r"[\w.-]+/[\w.-]+@[^@]+", str(name)):
         repository, _, revision = str(name).partition("@")
         raise error(
-            f"{head}a Hub id has no revision, got {name}. Pass {repository} and the option of the revision, or the"
-            f" folder of `hf download {repository} --revision {shlex.quote(revision)} --local-dir FOLDER`."
+            f"{head}a Hub id has no revision, got {name}. Pass {repository} and --revision (to a training"
+            f" --model_revision), or the folder of `hf download {repository} --revision {shlex.quote(revision)}"
+            " --local-dir FOLDER`."
         )
     parent, _, last = str(name).partition("/")
     if last and os.path.isdir(parent):  # a Hub id, or a folder with a typo

@@ -145,3 +145,4 @@ def test_extend_with_wrong_arguments_names_them(run, tmp_path, capsys):
     ):
         assert command(run, folder, "--output_dir", target) == 2
         assert option_of(capsys.readouterr().err) == option
+    assert not (tmp_path / "out").exists()

@@ -24,8 +24,10 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Vi
 
 import hfvit
 from hfvit.artifacts.export_folder import claim_folder
-from hfvit.cli.export_onnx import add_arguments, export_onnx_command, main
-from hfvit.errors import run
+from hfvit.cli.export_executorch import ExecuTorchExportCommand
+from hfvit.cli.export_onnx import OnnxExportCommand, add_arguments, export_onnx_command, main
+from hfvit.cli.export_openvino import OpenVINOExportCommand
+from hfvit.errors import ModelError, run
 from hfvit.evaluation.split import evaluation_split
 from hfvit.export import quantization
 from hfvit.export.calibration_data import calibration_images
@@ -385,6 +387,20 @@ def test_export_int8_of_a_network_without_products_names_the_model(stock, tmp_pa
     message = capsys.readouterr().err
     assert_names(message, "--quantize", stock)
     assert str(tmp_path / "onnx") not in message
+
+
+@pytest.mark.parametrize("command", [OnnxExportCommand, OpenVINOExportCommand, ExecuTorchExportCommand])
+def test_failed_export_leaves_no_new_folder(command, stock, tmp_path, monkeypatch):
+    def fail(_):
+        raise ModelError("model: cannot be exported.")
+
+    monkeypatch.setattr(Export, "load", fail)
+    (tmp_path / "mine").mkdir()
+    for output in ("new/folder", "mine"):
+        with pytest.raises(SystemExit) as stop:
+            command.main(["--model", str(stock), str(tmp_path / output)])
+        assert stop.value.code == 2
+    assert names(tmp_path) == {"mine"}
 
 
 @pytest.mark.parametrize(("file", "text"), [("export.json", "{"), ("config.json", "{"), ("export.json", "[]")])

@@ -14,7 +14,12 @@ from markdown_it import MarkdownIt
 
 import hfvit.demo
 from hfvit.artifacts.export_folder import ExportRow
+from hfvit.artifacts.extension_record import ExtensionRecord
+from hfvit.artifacts.gate import EvaluationData
+from hfvit.artifacts.run_sections import Soup, SoupMember
+from hfvit.artifacts.soup_record import SoupRecord
 from hfvit.errors import printable
+from hfvit.hub.derived_card import render_derived_card
 from hfvit.hub.model_card import END, START, render_card
 from hfvit.report.page import write_page
 from hfvit.utils.markup import html_environment, markdown_environment
@@ -75,6 +80,29 @@ def test_card_has_the_structure_of_ordinary_names(name):
     [result], [ordinary] = metadata["model-index"][0]["results"], plain["model-index"][0]["results"]
     assert result["metrics"] == ordinary["metrics"]
     assert result["dataset"]["split"] == printable(name)
+
+
+def derived_cards(name: str) -> list[str]:
+    """Cards of a soup and of an extended checkpoint where `name` stands for all that others can choose."""
+    data = EvaluationData(dataset=name, dataset_config_name=name, split=name, images=9, fingerprint=name)
+    soup = Soup(kind="greedy", metric=name, members=[SoupMember(name=name, score=0.5, is_used=True)], score=0.5)
+    shares = {"old_accuracy_before": 0.9, "old_accuracy": 0.9, "new_accuracy": 0.9}
+    records = (
+        SoupRecord(hfvit_version=name, soup=soup, data=data),
+        ExtensionRecord(hfvit_version=name, new_classes=[name], images=[3], old_images=7, **shares),
+    )
+    config = {"architecture": name, "pretrained_cfg": {"license": f"{name}!"}}
+    return [render_derived_card(record, config, [name] * 2, "u/m", exports(name)["onnx"]) for record in records]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_derived_card_has_the_structure_of_ordinary_names(name):
+    for card, expected in zip(derived_cards(name), derived_cards("x y"), strict=True):
+        front, body = card.removeprefix("---\n").split("\n---\n", 1)
+        plain_front, plain_body = expected.removeprefix("---\n").split("\n---\n", 1)
+        assert outline(body) == outline(plain_body)
+        assert body.count(START) == body.count(END) == 1
+        assert yaml.safe_load(front) == yaml.safe_load(plain_front)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -21,11 +21,15 @@ from safetensors.torch import load_file, save_file
 
 import hfvit
 from hfvit.artifacts.export_folder import find_exports
+from hfvit.artifacts.extension_record import ExtensionRecord
+from hfvit.artifacts.gate import EvaluationData
 from hfvit.artifacts.run_record import RunRecord
+from hfvit.artifacts.run_sections import Soup, SoupMember
+from hfvit.artifacts.soup_record import SoupRecord
 from hfvit.cli.export_onnx import main as export
-from hfvit.errors import HubError, PushArgumentError, run
-from hfvit.hub.files import exports_left_out, files_to_push
-from hfvit.hub.push import Destination, push_to
+from hfvit.errors import HubError, ModelError, PushArgumentError, run
+from hfvit.hub.files import PushedFile, Repository, exports_left_out, files_to_push, outdated_files
+from hfvit.hub.push import Destination, dry_run, push_to
 from hfvit.pipeline import main
 from hfvit.trt.triton import triton_config
 
@@ -194,17 +198,99 @@ def test_push_deletes_files_of_an_earlier_push_that_belong_to_other_weights(out,
     held = repository.commits[repository.resolve("main")]
     run = json.loads((out / "run.json").read_text())
     run["data"] |= {"dataset_name": "owner/set", "is_local": False}
-    kept = {"notes.txt", "plots/mine.png", "onnx/model.onnx", ".eval_results/other--set.yaml"}
+    run["recipe"]["finetuning"] = "lora"
+    kept = {"notes.txt", "plots/mine.png", "onnx/model.onnx", ".eval_results/other--set.yaml", "tokenizer.json"}
     outdated = {
         "model.safetensors.index.json", "model-00001-of-00002.safetensors", "preprocessor_config.json", "soup.json",
-        "adapter/adapter_config.json", "tokenizer.json", "plots/two_classes_dark.png", ".eval_results/owner--set.yaml",
+        "adapter/adapter_config.json", "plots/two_classes_dark.png", ".eval_results/owner--set.yaml",
     }  # fmt: skip
     added = {name: Blob(name.encode()) for name in kept | outdated}
     repository.commit({**held, **added, "run.json": Blob(json.dumps(run).encode())}, "earlier")
     capsys.readouterr()
+    rows = [line.split() for line in dry_run(out, Destination("replaced")).splitlines()]
+    assert {row[0] for row in rows if row[-1] == "deleted"} == outdated
+    assert capsys.readouterr().err == ""
     push_to(out, Destination("user/replaced"))
     assert set(repository.files()) == PUSHED | kept | {".gitattributes"}
     assert_names(capsys.readouterr().err, *outdated)
+    assert "deleted" not in dry_run(out, Destination("user/replaced"))
+
+
+def test_push_into_a_repository_of_another_program_deletes_only_what_would_be_loaded(out, hub, online):
+    theirs = {
+        "README.md", "recipe.yaml", "tokenizer.json", "vocab.txt", "plots/learning_curves.png",
+        "adapter/adapter_config.json", "pytorch_model.bin", "soup.json",
+    }  # fmt: skip
+    loaded = {
+        "model.safetensors.index.json",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "adapter_config.json",
+    }
+    hub.create("user/clip", files=dict.fromkeys((*theirs, *loaded, "run.json", "config.json"), b"{}"))
+    rows = [line.split() for line in dry_run(out, Destination("user/clip", revision="new")).splitlines()]
+    assert {row[0] for row in rows if row[-1] == "deleted"} == loaded
+    push_to(out, Destination("user/clip"))
+    assert set(hub.model("user/clip").files()) == PUSHED | theirs | {".gitattributes"}
+
+
+def test_tokenizer_of_an_earlier_image_text_run_is_deleted(out):
+    run = json.loads((out / "run.json").read_text())
+    there = ["tokenizer.json", "notes.txt"]
+    encoder = {"text_encoder": "bert", "model_type": "bert", "parameters": 1, "max_text_length": 8}
+    run["model"]["texts"] = {**encoder, "is_local": False, "fusion": "concat"}
+    files = files_to_push(out, "user/x")
+    assert outdated_files(Repository(there, run=json.dumps(run)), files, ()) == ["tokenizer.json"]
+    files = [*files, PushedFile("vocab.txt", b"")]  # the tokenizer of the pushed model, which would read both
+    assert outdated_files(Repository(there), files, ()) == ["tokenizer.json"]
+
+
+def test_dry_run_of_an_impossible_push_raises_as_the_push(out, hub, online, capsys):
+    hub.create("user/data", "dataset")
+    with pytest.raises(PushArgumentError, match=r"^repository:"):
+        dry_run(out, Destination("user/data"))
+    with hub.fault("GET", "/tree/", 403, times=99):
+        hub.create("user/closed")
+        assert "README.md" in dry_run(out, Destination("user/closed"))
+    assert_names(capsys.readouterr().err, "user/closed")
+
+
+def soup_record(dataset: str = "owner/set") -> SoupRecord:
+    members = [SoupMember(name="one", score=0.9, is_used=True), SoupMember(name="other", score=0.5, is_used=False)]
+    data = EvaluationData(dataset=dataset, dataset_config_name=None, split="test", images=9, fingerprint="f")
+    soup = Soup(kind="greedy", metric="accuracy", members=members, score=0.9125)
+    return SoupRecord(hfvit_version="0", soup=soup, data=data)
+
+
+def extension_record(*names: str) -> ExtensionRecord:
+    shares = {"old_accuracy_before": 0.9, "old_accuracy": 0.875, "new_accuracy": None}
+    return ExtensionRecord(hfvit_version="0", new_classes=[*names], images=[3] * len(names), old_images=7, **shares)
+
+
+def test_card_of_a_derived_checkpoint_has_its_results_license_and_classes(out, tmp_path):
+    folder = tmp_path / "derived"
+    folder.mkdir()
+    shutil.copyfile(out / "model.safetensors", folder / "model.safetensors")
+    config = json.loads((out / "config.json").read_text())
+    config["pretrained_cfg"]["license"] = "dinov3-license"
+    (folder / "config.json").write_text(json.dumps(config))
+    for record, numbers in (
+        (soup_record(), {"91.25", "90.00", "50.00"}),
+        (extension_record("new"), {"90.00", "87.50"}),
+    ):
+        record.save(folder)
+        card = ModelCard({file.path: file for file in files_to_push(folder, "user/x")}["README.md"].source.decode())
+        assert (card.data.license, card.data.license_name) == ("other", "dinov3-license")
+        assert card.data.datasets == ("owner/set" if isinstance(record, SoupRecord) else None)
+        assert numbers | {*LABELS} <= set(re.findall(r"\w+(?:\.\d+)?", card.text))
+        assert 'model="user/x"' in card.text
+    (folder / "README.md").write_text("Mine.\n")
+    assert {file.path: file for file in files_to_push(folder, "user/x")}["README.md"].source == folder / "README.md"
+    (folder / "README.md").unlink()
+    (folder / "extension.json").write_text("{}")
+    with pytest.raises(ModelError) as caught:
+        files_to_push(folder, "user/x")
+    assert_names(caught.value, folder / "extension.json")
 
 
 def test_push_of_a_soup_leaves_no_results_of_an_earlier_run(out, hub, online, tmp_path):
@@ -225,13 +311,16 @@ def test_push_of_a_soup_leaves_no_results_of_an_earlier_run(out, hub, online, tm
     folder.mkdir()
     for name in ("config.json", "model.safetensors"):
         shutil.copyfile(out / name, folder / name)
-    (folder / "soup.json").write_text("{}")
+    soup_record().save(folder)
     push_to(folder, Destination("user/cooked"))
     files = repository.files()
     assert set(files) == {".gitattributes", "README.md", "config.json", "model.safetensors", "soup.json"}
     left = ModelCard(files["README.md"].decode())
-    assert left.text.strip() == "Mine."
-    assert left.data.to_dict() == {"language": "en", "library_name": "timm", "pipeline_tag": "image-classification"}
+    assert left.text.strip().endswith("Mine.")
+    assert {"one", "other", "91.25"} <= set(re.findall(r"\w+(?:\.\d+)?", left.text))
+    assert "confusion_matrix" not in left.text
+    assert left.data.language == "en"
+    assert left.data.eval_results is None
     push_to(out, Destination("user/cooked"))
     assert "Mine." in repository.files()["README.md"].decode()
     assert "soup.json" not in repository.files()

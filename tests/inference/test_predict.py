@@ -20,6 +20,7 @@ from scipy.special import softmax
 
 from hfvit.cli import main
 from hfvit.data.decode import find_images
+from hfvit.errors import ModelError
 from hfvit.inference.backends import OnnxBackend
 from hfvit.inference.classifier import load_classifier
 from hfvit.inference.predict import Prediction, predictions, write_grid
@@ -342,6 +343,26 @@ def test_predict_bf16_of_an_export_names_the_option(capsys, model, photos):
     code, _, err = command(capsys, model, photos, "--bf16")
     assert code == 2
     assert option_of(err) == "bf16"
+
+
+@pytest.mark.parametrize("name", ["predict", "embed", "serve", "demo"])
+def test_revision_is_that_of_a_hub_id(capsys, model, photos, tmp_path, monkeypatch, name):
+    loaded = {}
+
+    def load(*_, **options):
+        loaded.update(options)
+        raise ModelError("model: not loaded.")
+
+    monkeypatch.setattr("hfvit.inference.classifier.load_classifier", load)
+    more = {"predict": [photos], "embed": [photos, "--output", tmp_path / "x.parquet"], "serve": ["--port", "0"]}
+    words = [*more.get(name, []), "--revision", "v1"]
+    for artifact, option, found in ((model, "revision", {}), ("user/flowers", "model", {"revision": "v1"})):
+        with pytest.raises(SystemExit) as stop:
+            main([name, *map(str, (artifact, *words))])
+        assert stop.value.code == 2
+        assert option_of(capsys.readouterr().err) == option
+        assert found.items() <= loaded.items()
+    assert loaded
 
 
 def test_map_in_threads_keeps_order_and_reads_ahead_at_most():

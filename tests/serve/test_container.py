@@ -123,6 +123,20 @@ def test_handler_and_server_agree_on_images_of_any_mode(tmp_path, kind):
     assert handler({"inputs": [file_of(image) for image in images]}) == wanted
 
 
+def test_handler_inverts_deep_tiff_files_whose_zero_is_white(tmp_path):
+    folder = write_artifact(tmp_path / "export", "plain")
+    write_container(find_artifact(folder), tmp_path / "container")
+    handler = runpy.run_path(str(tmp_path / "container" / "handler.py"))["EndpointHandler"](tmp_path / "container")
+    levels = np.random.default_rng(0).integers(0, 40_000, (16, 20), dtype=np.uint16)
+    for values in (levels, levels.astype(np.float32)):
+        buffer = io.BytesIO()
+        Image.fromarray(values).save(buffer, format="TIFF")
+        black_is_zero, white_is_zero = (struct.pack("<HHIH", 262, 3, 1, value) for value in (1, 0))
+        content = buffer.getvalue().replace(black_is_zero, white_is_zero)
+        [wanted] = hfvit.load_classifier(folder, device="cpu").predict([Image.open(io.BytesIO(content))])
+        assert {each["label"]: each["score"] for each in handler({"inputs": content})} == pytest.approx(wanted)
+
+
 def test_handler_refuses_images_above_the_limits_of_the_server(containers):
     handler = runpy.run_path(str(containers / "onnx_container" / "handler.py"))["EndpointHandler"]
     handler = handler(str(containers / "onnx_container"))

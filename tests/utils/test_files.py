@@ -16,6 +16,7 @@ from hfvit.utils.files import (
     json_text,
     output_file,
     read_object,
+    removing_empty_folders,
     sweep_temporary,
     temporary_file,
     write_text,
@@ -110,3 +111,21 @@ def test_an_object_that_is_nested_too_deeply_is_refused(tmp_path):
     path.write_text('{"a":' * 90_000)
     with pytest.raises(ModelError, match="nested too deeply"):
         read_object(path)
+
+
+def test_removing_empty_folders_keeps_files_and_folders_that_were_there(tmp_path):
+    def fail(name, file=None):
+        with removing_empty_folders(tmp_path / name):
+            (tmp_path / name).mkdir(parents=True, exist_ok=True)
+            if file:
+                (tmp_path / file).touch()
+            raise KeyboardInterrupt
+
+    (tmp_path / "there").mkdir()
+    for names in (("new/below",), ("there",), ("there/new",), ("full/below", "full/file")):
+        with pytest.raises(KeyboardInterrupt):
+            fail(*names)
+    with removing_empty_folders(tmp_path / "done"):
+        (tmp_path / "done").mkdir()
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    assert left == {"there", "full", "full/file", "done"}
