@@ -169,8 +169,8 @@ class MultiLabel:
             targets[role][owners[role], indices[role]] = 1
         return labels, targets
 
-    def hold_out(self, targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Choose rows to keep and rows to hold out, stratified by class.
+    def hold_out(self, targets: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+        """Choose rows to hold out, stratified by class.
 
         Args:
             targets: 0/1 targets `(rows, classes)`.
@@ -178,9 +178,9 @@ class MultiLabel:
             seed: seed of the selection.
 
         Returns:
-            (rows to keep, rows to hold out), see `stratified_rows`.
+            The rows, see `stratified_rows`.
         """
-        return stratified_rows(targets, fraction, seed)
+        return stratified_rows(targets, fraction, seed)[1]
 
     def folds(self, targets: np.ndarray, count: int, seed: int) -> list[np.ndarray]:
         """Divide rows into folds by iterative stratification.

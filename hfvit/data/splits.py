@@ -604,7 +604,7 @@ def _hold_out_splits(
                 _, held_out = stratified_rows(group_targets, fraction / remaining, seed)
             else:
                 first, unit = _first_rows(units)
-                _, held_out = kind.hold_out(targets[first], fraction / remaining, seed)
+                held_out = kind.hold_out(targets[first], fraction / remaining, seed)
         except ValueError as error:
             raise DataError(
                 f"{role}_fraction: no image of split '{data.train_split}' can be held out, because {error}"
