@@ -78,6 +78,7 @@ def test_skipped_step_changes_no_weight(tmp_path, breaks, batch):
     assert torch.equal(seen[8], seen[7])
     assert not torch.equal(seen[9], seen[8])
     assert losses(trainer)[7] == losses(trainer)[6]
+    assert trainer.non_finite.losses.losses[8] == trainer.non_finite.losses.losses[7]
 
 
 def test_skipped_step_after_a_resume_logs_the_last_loss_of_the_checkpoint(tmp_path, breaks):
@@ -115,6 +116,21 @@ def test_rewinds_are_counted_across_a_resume(tmp_path, breaks):
     resumed = make_trainer(tmp_path, **REWIND)
     resumed.train(str(last))
     assert resumed.events == saved
+    plain = make_trainer(tmp_path / "plain", num_train_epochs=3)
+    plain.train()
+    rate, usual = (
+        next(entry["learning_rate"] for entry in each.state.log_history if entry["step"] == 14 and "loss" in entry)
+        for each in (resumed, plain)
+    )
+    assert rate == pytest.approx(saved[-1]["learning_rate_factor"] * usual)
+    assert usual > 0
+
+
+def test_nan_loss_of_several_processes_is_that_of_the_first_step(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path)
+    monkeypatch.setattr(trainer.accelerator, "gather", lambda steps: torch.tensor([9, -1, 7]))
+    with pytest.raises(NonFiniteLossError, match=r"\bstep 7\b"):
+        trainer.non_finite.check()
 
 
 def test_rewind_with_save_only_model_raises(tmp_path):
