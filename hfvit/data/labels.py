@@ -88,8 +88,8 @@ class SingleLabel:
             )
         return labels, indices
 
-    def hold_out(self, targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Choose rows to keep and rows to hold out, stratified by class.
+    def hold_out(self, targets: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+        """Choose rows to hold out, stratified by class.
 
         Args:
             targets: class indices `(rows,)`.
@@ -97,7 +97,7 @@ class SingleLabel:
             seed: seed of the choice.
 
         Returns:
-            (rows to keep, rows to hold out), each with at least one image of a class that has two.
+            The rows, at least one of each class that has two, and not all of a class.
 
         Raises:
             ValueError: each class has only one image.
@@ -106,19 +106,18 @@ class SingleLabel:
 
         order = np.arange(len(targets))
         try:
-            drawn = train_test_split(order, test_size=fraction, stratify=targets, random_state=seed)
-            kept, held_out = _with_all_classes(targets, *drawn)
-            if len(held_out) == len(drawn[1]):
-                return kept, held_out
+            kept, drawn = train_test_split(order, test_size=fraction, stratify=targets, random_state=seed)
+            held_out = _with_all_classes(targets, kept, drawn)
+            if len(held_out) == len(drawn):
+                return held_out
         except ValueError:  # a class of one image, or fewer images to hold out than classes
             held_out = _some_of_each_class(targets, fraction, seed)
-            kept = np.setdiff1d(order, held_out)
-            if not len(held_out) or not len(kept):
+            if not len(held_out):
                 raise ValueError("each class has only one image") from None
         logger.info(
             "%d of %d images are held out, one or more of each class that has two", len(held_out), len(targets)
         )
-        return kept, held_out
+        return held_out
 
     def folds(self, targets: np.ndarray, count: int, seed: int) -> list[np.ndarray]:
         """Divide rows into folds, stratified by class.
@@ -146,8 +145,10 @@ class SingleLabel:
             return [held_out for _, held_out in folds]
 
 
-def _with_all_classes(targets: np.ndarray, kept: np.ndarray, held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Move one image of each class that is in one part only to the other part.
+def _with_all_classes(targets: np.ndarray, kept: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+    """Change the rows to hold out so that each class is in both parts.
+
+    One row of each class that is in one part only moves to the other part.
 
     Args:
         targets: class indices `(rows,)`, with two or more rows of each class.
@@ -155,14 +156,11 @@ def _with_all_classes(targets: np.ndarray, kept: np.ndarray, held_out: np.ndarra
         held_out: rows to hold out, in random order.
 
     Returns:
-        (rows to keep, rows to hold out).
+        The rows to hold out.
     """
     from_kept = _first_of_missing(targets, kept, held_out)
     from_held_out = _first_of_missing(targets, held_out, kept)
-    return (
-        np.concatenate([kept[~np.isin(kept, from_kept)], from_held_out]),
-        np.concatenate([held_out[~np.isin(held_out, from_held_out)], from_kept]),
-    )
+    return np.concatenate([held_out[~np.isin(held_out, from_held_out)], from_kept])
 
 
 def _first_of_missing(targets: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:

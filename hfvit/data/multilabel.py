@@ -245,7 +245,16 @@ class MultiLabel:
             targets[role][owners[role], indices[role]] = 1
         return labels, targets
 
-    hold_out = staticmethod(stratified_rows)
+    def hold_out(self, targets: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+        """Choose rows to hold out, stratified by class, see `stratified_rows`.
+
+        Args:
+            targets: 0/1 targets `(rows, classes)`.
+            fraction: fraction of the rows to hold out.
+            seed: seed of the selection.
+        """
+        return stratified_rows(targets, fraction, seed)[1]
+
     folds = staticmethod(stratified_folds)
 
     def _flags(self, rows: list[list], name: str) -> list[list[int]]:

@@ -591,7 +591,7 @@ def _hold_out_splits(
                 _, held_out = stratified_rows(group_targets, fraction / remaining, seed)
             else:
                 first, unit = _first_rows(units)
-                _, held_out = kind.hold_out(targets[first], fraction / remaining, seed)
+                held_out = kind.hold_out(targets[first], fraction / remaining, seed)
         except ValueError as error:
             raise DataError(
                 f"{role}_fraction: no image of split '{data.train_split}' can be held out, because {error}"
@@ -715,15 +715,17 @@ def _number_files(splits: Mapping[str, Dataset], local: LocalData | None) -> dic
     known: dict[Any, int] = {}
     found: dict[str, np.ndarray] = {}
     for role, split in splits.items():
-        if (split[0]["image"] or {}).get("bytes") is not None:
+        # Of all rows before a selection, so that bytes are not copied.
+        if not any(chunk.field("bytes").null_count for chunk in split.data.column("image").chunks):
             end = -sum(map(len, found.values()))
             found[role] = np.arange(end - len(split), end)
             continue
-        images = read_column(split, "image")
-        paths = (path for chunk in images.chunks for path in chunk.field("path").to_pylist())
-        keys = (
-            (role, row) if path is None else _normalized_path(links.get(path, path)) for row, path in enumerate(paths)
-        )
+        keys = []
+        for chunk in read_column(split, "image").chunks:
+            has_bytes = chunk.field("bytes").is_valid().to_pylist()
+            for path, is_embedded in zip(chunk.field("path").to_pylist(), has_bytes, strict=True):
+                has_file = path is not None and not is_embedded
+                keys.append(_normalized_path(links.get(path, path)) if has_file else (role, len(keys)))
         found[role] = np.array([known.setdefault(key, len(known)) for key in keys])
     return found
 

@@ -136,12 +136,12 @@ def check_pixels(path: Path, core: Path, processor, batch_sizes: list[int], name
                 f"{name}: pixel values must have the shape {tuple(expected.shape)}, got {pixel_values.shape}."
             )
         off = np.abs(pixel_values - expected.numpy()) / level
-        levels = max(levels, float(off.max()))
+        levels = float(np.maximum(levels, off.max()))
         fraction = max(fraction, float((off > 0.5).mean()))
         (logits,) = full_session.run(["logits"], {"pixels": pixels})
         (core_logits,) = core_session.run(["logits"], {"pixel_values": pixel_values})
-        difference = max(difference, float(np.abs(logits - core_logits).max()))
-    if levels > MAX_LEVELS + 0.01 or not difference <= 1e-3:
+        difference = float(np.maximum(difference, np.abs(logits - core_logits).max()))  # `max` would drop NaN
+    if not (levels <= MAX_LEVELS + 0.01 and difference <= 1e-3):  # also of NaN
         raise ModelError(
             f"{name}: the preprocessing in the graph differs from the image processor by up to {levels:.2f} levels of"
             f" 255, at {fraction:.1%} of the pixels (logits by {difference:.2g}). No file was written. Export it"

@@ -285,6 +285,7 @@ def test_epoch_sampler_shuffles_full_global_batches():
     second = list(sampler)
     assert [row for _, row in second] != [row for _, row in first]
     assert {draw for draw, _ in second} == {1}
+    assert list(EpochSampler(rows=21, global_batch_size=8, seed=4)) != first
 
 
 def test_repeated_augmentation_augments_each_copy_differently():

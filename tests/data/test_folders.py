@@ -377,7 +377,8 @@ def test_load_splits_of_few_images_holds_some_of_each_class_out(tmp_path, count)
     counts = class_counts(splits)
     assert counts["validation"] == {**dict.fromkeys("abcde", 1), "single": 0}
     assert counts["train"] == {**dict.fromkeys("abcde", count - 1), "single": 1}
-    assert class_counts(load_splits(str(tmp_path), test_split=None)) == counts
+    validation = {tuple(paths(load_splits(str(tmp_path), seed, test_split=None), "validation")) for seed in (1, 1, 2)}
+    assert len(validation) == 2
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.7])

@@ -1,6 +1,7 @@
 """Groups of images that are held out together."""
 
 import logging
+import math
 from pathlib import Path
 
 import numpy as np
@@ -43,13 +44,14 @@ def test_load_splits_with_group_column_holds_out_whole_groups(tmp_path):
 
 
 def test_load_splits_with_group_column_and_folds_divides_groups(tmp_path):
-    table = write_scans(tmp_path)
-    folds = [load_splits(table, group_column="patient_id", test_split=None, folds=5, fold=fold) for fold in range(5)]
+    table = write_scans(tmp_path, groups=[f"P{row % PATIENTS}" for row in range(120)])
+    options = {"group_column": "patient_id", "test_fraction": 0.2, "folds": 4}
+    folds = [load_splits(table, **options, fold=fold) for fold in range(4)]
     for splits in folds:
-        found = patients(splits)
-        assert not found["train"] & found["validation"]
+        found = [{row % PATIENTS for row in splits[role]["row"]} for role in splits.sources]
+        assert sum(map(len, found)) == PATIENTS == len(set.union(*found))
     held_out = [row for splits in folds for row in splits.validation["row"]]
-    assert sorted(held_out) == list(range(120))
+    assert sorted([*held_out, *folds[0].test["row"]]) == list(range(120))
 
 
 def test_load_splits_with_group_column_of_several_labels_holds_out_whole_groups(tmp_path):
@@ -111,11 +113,13 @@ def test_load_splits_with_one_image_of_each_patient_does_not_warn(tmp_path, capl
 
 @pytest.mark.parametrize("fields", [{"validation_fraction": 0.2}, {"folds": 5, "fold": 2}], ids=str)
 def test_load_splits_with_group_column_logs_the_groups_of_each_split(tmp_path, caplog, fields):
+    groups = [f"P{math.isqrt(row)}" for row in range(120)]  # of 1, 3, 5, ... images
     with caplog.at_level(logging.INFO):
-        splits = load_splits(write_scans(tmp_path), group_column="patient_id", test_fraction=0.2, **fields)
+        table = write_scans(tmp_path, groups)
+        splits = load_splits(table, group_column="patient_id", test_fraction=0.2, **fields)
     logged = [record.args for record in caplog.records if "groups" in record.msg]
-    expected = [(role, len(splits[role]), 120, len(patients(splits)[role]), 30) for role in ("validation", "test")]
-    assert logged == expected
+    found = {role: {groups[row] for row in splits[role]["row"]} for role in splits.sources}
+    assert logged == [(role, len(splits[role]), 120, len(found[role]), 11) for role in ("validation", "test")]
 
 
 def test_load_splits_with_classes_that_are_usual_groups_does_not_warn(tmp_path, caplog):

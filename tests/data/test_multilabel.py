@@ -135,7 +135,7 @@ def test_load_splits_does_not_guess_among_other_columns(tmp_path):
 
 @pytest.mark.parametrize("separator", ["|", ";", ", "])
 def test_load_splits_of_strings_splits_them_when_asked(tmp_path, separator):
-    table = write_table(tmp_path / "labels.csv", {"labels": [separator.join(some) for some in LISTS]})
+    table = write_table(tmp_path / "labels.csv", {"labels": [f"{separator} {separator}".join(some) for some in LISTS]})
     for options in ({"problem_type": MULTI_LABEL}, {"label_separator": separator.strip()}):
         splits = load_splits(table, **options)
         assert splits.labels == CLASSES
@@ -329,6 +329,9 @@ def test_stratified_rows_keeps_every_class_in_both_parts(seed):
 def test_stratified_rows_of_classes_with_one_image_raises():
     with pytest.raises(ValueError, match="class"):
         stratified_rows(np.eye(3, dtype=np.uint8), 0.1, 0)
+    targets = np.eye(10, 3, dtype=np.uint8)
+    (held_out,) = stratified_rows(targets, 0.04, 0)[1]  # an image of no class
+    assert not targets[held_out].any()
 
 
 def test_image_dataset_takes_targets_in_the_order_of_the_model():

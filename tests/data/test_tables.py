@@ -519,14 +519,17 @@ def test_load_splits_with_allow_outside_paths_reads_them(tmp_path, path):
     assert len(splits.train) + len(splits.validation) == 20
 
 
-def test_load_splits_of_struct_rows_with_paths_resolves_them_too(tmp_path):
+def test_load_splits_of_struct_rows_with_paths_resolves_them_too(tmp_path, caplog):
     write_images(tmp_path, {"images/x": 20})
     rows = [{"image": {"bytes": None, "path": f"images/x/{n}.png"}, "label": n % 2} for n in range(20)]
-    rows[3]["image"] = {"bytes": image_bytes(3), "path": "/any/name.png"}
+    for number in (0, 7):
+        rows[number]["image"] = {"bytes": image_bytes(number), "path": "/any/name.png"}
+    rows[9]["image"]["path"] = "images/x/8.png"
     splits = load_splits(str(write_table(tmp_path / "t.parquet", rows)), test_split=None)
     for image, row in zip(splits.train["image"], splits.train["row"], strict=True):
-        assert bool(image["bytes"]) == (row == 3)
+        assert bool(image["bytes"]) == (row in (0, 7))
         decode(image, "train", row)
+    assert_logged(caplog, "WARNING", "train", 1, 20, tmp_path / "images/x/8.png")
     rows[5]["image"]["path"] = "/etc/hostname"
     with pytest.raises(DataError, match="row 5"):
         load_splits(str(write_table(tmp_path / "t.parquet", rows)))

@@ -26,6 +26,7 @@ from hfvit.errors import DataError, ModelError
 from hfvit.evaluation.compare import Comparison, check_recordable, compare, record
 from hfvit.evaluation.split import evaluation_split
 from hfvit.export.onnx import export_onnx
+from hfvit.metrics.paired import PairedCounts
 from hfvit.pipeline import main as train
 
 NOISY = np.array([[8, 8, 0], [0, 8, 0], [0, -8, 8]], dtype=np.float32)  # takes about half of the red for green
@@ -100,9 +101,9 @@ def test_compare_equals_an_independent_count(graphs, colors):
     assert len(comparison.table().splitlines()) == 8
 
 
-@pytest.mark.parametrize(("flips", "refused"), [(0, False), (3, False), (9, True)])
+@pytest.mark.parametrize(("flips", "refused"), [(0, False), (3, False), (5, False), (9, True)])
 def test_loss_within_chance_is_a_warning_with_the_number_of_images(flips, refused, tmp_path, colors):
-    """Flip images of one artifact only: three of 31 may be chance, nine are not (McNemar, p = 0.25 and 0.004)."""
+    """Flip images of one artifact only: five of 31 may be chance, nine are not (McNemar, p = 0.06 and 0.004)."""
     write_configs(tmp_path)
     split = evaluation_split(write_graph(tmp_path / "model.onnx").parent, dataset_name=str(colors), split="test")
     reference = hfvit.load_classifier(tmp_path)
@@ -123,8 +124,12 @@ def test_loss_within_chance_is_a_warning_with_the_number_of_images(flips, refuse
         assert len(comparison.failures) == 1
         return
     assert comparison.failures == []
-    assert row.images_needed > 31
-    assert_names(comparison.warnings[0], 31, f"{row.change_points:+.2f}", f"{row.images_needed:,}")
+    needed = PairedCounts(31 - flips, flips, 0, 0).images_needed(0.005)
+    assert row.images_needed == needed
+    if flips == 5:  # the interval decides, and the test with six of them
+        assert (needed, row.change_interval[1] < -0.5) == (31, True)
+        needed = 38
+    assert_names(comparison.warnings[0], 31, f"{row.change_points:+.2f}", f"{needed:,}")
     assert comparison.warnings[0] in comparison.table()
 
 
@@ -143,19 +148,26 @@ def mixed_colors(tmp_path):
     return tmp_path / "mixed", pictures, np.array([[name in some for name in LABELS] for some in lists])
 
 
-def test_figures_of_several_labels_are_those_of_an_independent_count(graphs, mixed_colors):
-    folder, pictures, targets = mixed_colors
-    thresholds = [0.5, 0.4, 0.6]
-    config = json.loads((graphs / "config.json").read_text())
+def with_thresholds(folder, thresholds):
+    config = json.loads((folder / "config.json").read_text())
     config |= {"problem_type": "multi_label_classification", "thresholds": thresholds}
-    (graphs / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_figures_of_several_labels_are_those_of_an_independent_count(graphs, mixed_colors, tmp_path):
+    folder, pictures, targets = mixed_colors
+    thresholds = [0.5, 0.99, 0.001]  # no green and always blue for logits of half the size
+    with_thresholds(graphs, thresholds)
+    smaller = BRIGHTEST * np.float32([1, 0.5, 0.5])
+    other = write_graph(tmp_path / "other" / "other.onnx", smaller[:, [1, 2, 0]]).parent
+    with_thresholds(write_configs(other, [LABELS[1], LABELS[2], LABELS[0]]), [0.99, 0.001, 0.5])
     split = evaluation_split(graphs, dataset_name=str(folder), split="test")
     assert np.array_equal(split.labels, targets)
-    files = [graphs / name for name in ("noisy.onnx", "permuted.onnx")]
+    files = [graphs / "noisy.onnx", graphs / "permuted.onnx", other]
     comparison = compare(graphs, files, split, batch_size=5, min_agreement=0.9, show_progress=False)
     probabilities = [
         1 / (1 + np.exp(-np.stack([expected_logits(picture, weights) for picture in pictures])))
-        for weights in (BRIGHTEST, NOISY, PERMUTED)
+        for weights in (BRIGHTEST, NOISY, PERMUTED, smaller)
     ]
     answers = [share >= thresholds for share in probabilities]
     for row, share, answer in zip(comparison.rows, probabilities, answers, strict=True):
@@ -167,11 +179,40 @@ def test_figures_of_several_labels_are_those_of_an_independent_count(graphs, mix
         assert row.micro_f1_interval[0] <= row.micro_f1 <= row.micro_f1_interval[1]
     assert comparison.rows[0].micro_f1 == 1.0
     assert not comparison.passed
-    assert len(comparison.failures) == 2
+    assert len(comparison.failures) == 3
     for row in comparison.rows[1:]:
         assert row.change_interval[0] <= row.change_points <= row.change_interval[1] < 0
         assert row.p_value < 0.05
+        assert row.images_needed == 32  # these are enough
     assert "micro F1" in comparison.table()
+    metrics = compare(other, [], split, all_metrics=True, show_progress=False).metrics
+    assert [(each.label, each.threshold) for each in metrics.per_class] == [*zip(LABELS, thresholds, strict=True)]
+
+
+def test_loss_of_several_labels_within_chance_is_a_warning_with_the_number_of_images(graphs, mixed_colors):
+    with_thresholds(graphs, [0.5, 0.5, 0.5])
+    split = evaluation_split(graphs, dataset_name=str(mixed_colors[0]), split="test")
+    reference, flipping = hfvit.load_classifier(graphs), hfvit.load_classifier(graphs)
+    seen = iter(range(32))
+
+    def run(prepared, own=flipping.run):
+        return np.stack([-row if next(seen, 32) == 5 else row for row in own(prepared)])
+
+    flipping.run = run
+    comparison = compare(reference, [flipping], split, batch_size=32, show_progress=False)
+    (warning,) = comparison.warnings
+    row = comparison.rows[1]
+    half = (row.change_interval[1] - row.change_interval[0]) / 2
+    assert row.images_needed == np.ceil(32 * (half / (-row.change_points - 0.5)) ** 2)
+    assert_names(warning, 32, f"{row.images_needed:,}")
+
+
+def test_agreement_of_several_labels_is_of_finite_logits(graphs, mixed_colors):
+    with_thresholds(graphs, [0.5, 0.5, 0.5])
+    split = evaluation_split(graphs, dataset_name=str(mixed_colors[0]), split="test")
+    broken = write_graph(graphs / "broken.onnx", BRIGHTEST * np.float32(np.nan))
+    row = compare(graphs, [broken], split, show_progress=False).rows[1]
+    assert (row.agreement, row.not_finite) == (0.0, 32)
 
 
 def test_split_of_another_kind_of_labels_is_refused(graphs, mixed_colors):
@@ -184,7 +225,9 @@ def test_classes_in_another_order_are_matched_by_name(graphs, colors, tmp_path):
     write_graph(other / "model.onnx", PERMUTED)
     write_configs(other, [LABELS[1], LABELS[2], LABELS[0]])
     split = evaluation_split(graphs, dataset_name=str(colors), split="test")
-    comparison = compare(graphs, [other], split, show_progress=False)
+    comparison = compare(graphs, [other], split, min_agreement=1.0, show_progress=False)
+    assert comparison.passed
+    assert comparison.rows[1].images_needed is None
     assert comparison.rows[1].accuracy == comparison.rows[1].agreement == 1.0
     assert comparison.rows[1].max_logit_difference < 1e-5
     write_configs(other, ["red", "green", "violet"])
@@ -301,6 +344,7 @@ def test_metrics_without_finite_logits_or_request_are_none(graphs, colors):
     write_graph(graphs / "model.onnx", BRIGHTEST * np.nan)
     for all_metrics in (True, False):
         comparison = compare(graphs / "model.onnx", [], split, all_metrics=all_metrics, show_progress=False)
+        assert not comparison.passed
         assert comparison.metrics is None
         assert comparison.class_table() == ""
 

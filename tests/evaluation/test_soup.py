@@ -8,14 +8,17 @@ import pytest
 import torch
 from helpers.images import LABELS, colored_split
 from helpers.messages import assert_names
-from helpers.recipes import MICRO_RECIPE
+from helpers.models import build_model
+from helpers.recipes import ARCHITECTURE, MICRO, MICRO_RECIPE
 from safetensors.torch import load_file, save_file
+from scipy.special import expit
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import hfvit
 from hfvit.cli import main as hfvit_command
 from hfvit.errors import DataError, HFViTError, ModelError, NonFiniteLossError
 from hfvit.evaluation.soup import check_same_networks, check_same_validation_images
+from hfvit.metrics.multilabel import fit_thresholds
 from hfvit.models.configuration import load_config
 from hfvit.models.soup import cook_soup
 from hfvit.pipeline import main as train
@@ -137,6 +140,37 @@ def test_other_validation_images_with_the_same_fingerprint_raise(runs, tmp_path,
     with pytest.raises(DataError, match=r"^RUN: "):
         check_same_validation_images([str(runs / "a"), str(other)])
     check_same_validation_images([str(runs / "a"), str(runs / "b")])
+
+
+def test_runs_with_unknown_validation_images_raise(runs, tmp_path):
+    unknown = [
+        changed_record(runs, tmp_path / name, lambda data: data["splits"]["validation"].update(fingerprint=""))
+        for name in "ab"
+    ]
+    with pytest.raises(DataError, match=r"^RUN: "):
+        check_same_validation_images([str(folder) for folder in unknown])
+
+
+def test_soup_of_several_labels_fits_the_thresholds_of_its_weights(tmp_path):
+    model = build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO)
+    model.config.problem_type = "multi_label_classification"
+    torch.nn.init.normal_(model.timm_model.head.weight)
+    for name in "ab":
+        model.save_pretrained(tmp_path / name)
+        with torch.no_grad():
+            model.timm_model.head.weight.neg_()  # the mean of both, whose logits are constant, is not used
+    targets = np.array(
+        [[label == index or row % 5 == index for index in range(3)] for row, label in enumerate(TEST["label"])]
+    )
+    labels = [[LABELS[index] for index in np.flatnonzero(row)] for row in targets]
+    TEST.remove_columns("label").add_column("label", labels).to_parquet(tmp_path / "set" / "test.parquet")
+    options = {"dataset_name": str(tmp_path / "set"), "split": "test", "device": "cpu"}
+    record = hfvit.soup([tmp_path / "a", tmp_path / "b"], tmp_path / "out", **options)
+    assert len(record.soup.used) == 1
+    probabilities = expit(hfvit.load_classifier(tmp_path / "out", "cpu").logits(TEST["img"]))
+    expected = fit_thresholds(probabilities, targets)
+    assert load_config(tmp_path / "out").thresholds == pytest.approx(expected, abs=1e-5)
+    assert max(abs(expected - 0.5)) > 0.01
 
 
 def test_runs_may_differ_in_their_drop_rates(runs, tmp_path):

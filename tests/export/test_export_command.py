@@ -12,10 +12,12 @@ import pytest
 import torch
 from helpers.commands import ROOT, run_command
 from helpers.images import LABELS, colored_image
+from helpers.layouts import write_images
 from helpers.loopback_hub import LoopbackHub
 from helpers.messages import assert_names, option_of
-from helpers.onnx_graphs import BRIGHTEST, write_graph
+from helpers.onnx_graphs import BRIGHTEST, write_configs, write_graph
 from helpers.recipes import write_micro_recipe
+from helpers.splits import load_splits
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_sample_image
@@ -372,6 +374,21 @@ def test_calibration_images_exclude_held_out_rows(checkpoint):
     assert not rows & {example["row"] for example in gate_split.dataset}
     assert len(list(images.images())) == len(images)
     assert len(calibration_images(checkpoint, split="test", max_samples=5)) == 5
+
+
+def test_calibration_images_of_class_folders_are_training_images_of_any_place(tmp_path):
+    photos = write_images(tmp_path / "photos", {"cat": 20, "dog": 20})
+    write_configs(write_graph(tmp_path / "run" / "model.onnx").parent)
+    (tmp_path / "run" / "recipe.yaml").write_text(f"dataset_name: {photos}\nseed: 3\n")
+    train = list(load_splits(str(photos), seed=3).train["row"])
+
+    def rows(**options):
+        return [example["row"] for example in calibration_images(tmp_path / "run", **options).examples]
+
+    assert rows() == train  # without validation and test images
+    assert len(rows(max_samples=9)) == 9
+    assert rows(max_samples=9) == sorted({*rows(max_samples=9)} & {*train})
+    assert train[:9] != rows(max_samples=9) != rows(max_samples=9, seed=1)
 
 
 def test_export_int8_beyond_atol_raises_without_a_gate(stock, tmp_path, capsys):

@@ -155,6 +155,14 @@ def test_check_pixels_refuses_other_logits_and_other_pixel_values(micro, tmp_pat
         check_pixels(full, core, PROCESSORS["timm-0.9"], [2], "x.onnx")
 
 
+def test_check_pixels_refuses_nan_logits(tmp_path):
+    weights = np.full((3, 3), np.nan)
+    core = write_graph(tmp_path / "core.onnx", weights, size=48)
+    full = write_graph(tmp_path / "full.onnx", weights, pixels=True)
+    with pytest.raises(ModelError, match=r"^x\.onnx: "):
+        check_pixels(full, core, PROCESSORS["vit"], [2], "x.onnx")
+
+
 @pytest.mark.parametrize(
     ("processor", "data"),
     [

@@ -56,6 +56,23 @@ def test_balanced_sampler_samples_classes_and_their_images_equally(repeats):
     assert not set(pairs) & set(sampler)
 
 
+def test_balanced_sampler_samples_other_images_in_each_epoch():
+    labels = np.repeat(np.arange(5), [4, 4, 4, 4, 44])
+    sampler = BalancedSampler(labels, global_batch_size=8, seed=0)
+    larger, seen = set(), set()
+    for epoch in range(8):
+        sampler.set_epoch(epoch)
+        rows = np.array([row for _, row in sampler])
+        counts = np.bincount(labels[rows])
+        assert sorted(counts) == [11, 11, 11, 11, 12]
+        assert len(set(labels[rows[:11]])) > 1  # classes are mixed
+        larger.add(counts.argmax())
+        seen.update(rows[labels[rows] == 4])
+    assert len(larger) > 2
+    assert len(seen) > 30
+    assert list(BalancedSampler(labels, global_batch_size=8, seed=1)) != list(BalancedSampler(labels, 8, seed=0))
+
+
 def test_class_weights_of_several_labels_are_negatives_over_positives():
     targets = np.zeros((1000, 5))
     targets[:500, 0] = targets[:100, 1] = targets[:1, 2] = 1

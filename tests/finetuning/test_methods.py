@@ -1,5 +1,6 @@
 """Linear probes against scikit-learn and autograd, and runs of each fine-tuning method."""
 
+import itertools
 import json
 import os
 import re
@@ -21,8 +22,15 @@ from sklearn.preprocessing import StandardScaler
 from transformers import AutoModelForImageClassification
 
 from hfvit.artifacts.run_record import RunRecord
+from hfvit.data.dataset import ArrayReader, ImageDataset
 from hfvit.errors import ModelError, RecipeError
-from hfvit.finetuning.linear_probe import AugmentedPasses, body_and_classifier, solve, solve_one_vs_rest
+from hfvit.finetuning.linear_probe import (
+    AugmentedPasses,
+    FeatureExtractor,
+    body_and_classifier,
+    solve,
+    solve_one_vs_rest,
+)
 from hfvit.hub.files import files_to_push
 from hfvit.pipeline import main
 from hfvit.recipe.loader import load_recipe
@@ -139,6 +147,24 @@ def test_augmented_passes_differ_and_are_reproducible(tmp_path):
     assert torch.equal(first["images"], second["images"])
     assert first["plan"]["seeds"] != second["plan"]["seeds"]
     assert passes.__getitems__([3])["plan"]["seeds"] == first["plan"]["seeds"]
+
+
+def test_features_of_other_images_seeds_augmentations_or_weights_are_not_those_of_the_cache(tmp_path):
+    trainer = make_trainer(tmp_path)
+    extractor, train = FeatureExtractor(trainer), trainer.train_dataset
+    plain, passes = ImageDataset(train.labels, train.reader), AugmentedPasses(train, 1)
+    found = [extractor.features(plain), extractor.features(passes)]
+    assert np.array_equal(extractor.features(plain), found[0])
+    turned = ImageDataset(train.labels[::-1], ArrayReader(train.reader.pixels, train.reader.rows[::-1].copy()))
+    np.testing.assert_allclose(extractor.features(turned), found[0][::-1], atol=1e-5)
+    train.seed += 1
+    found.append(extractor.features(passes))
+    train.augmentation.crop_scale = (0.1, 0.2)
+    found.append(extractor.features(passes))
+    with torch.no_grad():
+        trainer.model.timm_model.blocks[0].attn.qkv.weight.mul_(-1)
+    found.append(extractor.features(plain))
+    assert min(np.abs(one - other).max() for one, other in itertools.combinations(found, 2)) > 1e-3
 
 
 def test_linear_probe_run_with_augmented_passes(write):

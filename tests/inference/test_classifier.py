@@ -259,7 +259,10 @@ def test_a_graph_with_thresholds_answers_with_the_classes_that_reach_them(export
     change_config(export, problem_type="multi_label_classification", thresholds=limits)
     classifier = hfvit.load_classifier(export)
     assert list(classifier.predict(images[:1])[0]) == [LABELS[0]]
-    assert len(classifier.predict(images[:1], top_k=3)[0]) == 3
+    best = [LABELS[index] for index in np.argsort(-share)[:2]]
+    assert list(classifier.predict(images[:1], top_k=2)[0]) == best
+    classifier.thresholds = np.full(3, 0.5)
+    assert len(classifier.best(np.zeros((1, 3)))[0]) == 3
     change_config(export, problem_type="single_label_classification")
     assert hfvit.load_classifier(export).thresholds is None
 

@@ -125,6 +125,16 @@ def test_freeze_backbone_has_no_gradient_and_no_dropout():
     }
 
 
+def test_freeze_of_a_block_keeps_the_dropout_of_the_others():
+    model = micro(proj_drop_rate=0.5)
+    model.freeze(1)
+    model.train()
+    first, *others = (block.training for block in model.timm_model.blocks)
+    assert (first, set(others)) == (False, {True})
+    x = torch.randn(4, 3, 32, 32)
+    assert not torch.equal(model(x).logits, model(x).logits)
+
+
 def test_activation_checkpointing_gives_the_same_gradients():
     x, grads = torch.randn(2, 3, 32, 32), []
     for checkpointing in (False, True):

@@ -74,6 +74,9 @@ def test_groups_beside_covers_trainable_weights_once(encoder):
     found = [names[id(parameter)] for group in groups for parameter in group["params"]]
     assert sorted(found) == sorted(n for n, _ in model.named_parameters() if n.startswith(("fusion.", "classifier.")))
     assert [group["weight_decay"] for group in groups] == [0.05, 0.0]
+    marked = groups_beside(model, model.timm_model, 1e-3, 0.05, with_fallback=True)
+    assert [group.pop("use_fallback") for group in marked] == [True, True]
+    assert marked == groups
     assert all(parameter.ndim == 1 for parameter in groups[1]["params"])
     assert groups_beside(build_model(LABELS, architecture=ARCHITECTURE, timm_kwargs=MICRO), model, 1, 1)  # all of it
     assert fusion(encoder, freeze="1").text_model.encoder.layer[0].attention.self.query.weight.requires_grad

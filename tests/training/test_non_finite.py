@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ from helpers.images import LABELS
 from helpers.losses import set_training_loss, training_loss
 from helpers.messages import assert_logged, assert_names
 from helpers.micro_trainer import Stop, losses, make_trainer, weights
+from scipy.stats import median_abs_deviation
 from transformers import TrainerCallback
 
 from hfvit.data.dataset import check_labels, check_pixels, check_stream_labels
 from hfvit.errors import DataError, NonFiniteLossError, RecipeError
-from hfvit.training.loss_monitor import LossMonitor, find_spikes
+from hfvit.training.loss_monitor import BASELINE, HISTORY, MIN_BASELINE, LossMonitor, find_spikes
 
 
 @pytest.fixture
@@ -62,18 +64,21 @@ def test_rewind_resumes_with_lower_rate_and_skips_the_batch(tmp_path, breaks, ca
     assert progress["events"] == [expected]
 
 
-def test_skipped_step_changes_no_weight(tmp_path, breaks):
-    breaks(8)
+@pytest.mark.parametrize("batch", [8, 4])
+def test_skipped_step_changes_no_weight(tmp_path, breaks, batch):
+    breaks(8 * 8 // batch)  # in step 8, of one or two micro-batches
     seen = {}
 
     class Record(TrainerCallback):
         def on_step_end(self, args, state, control, model=None, **kwargs):
             seen[state.global_step] = model.timm_model.head.weight.detach().clone()
 
-    trainer = make_trainer(tmp_path, [Record()], **REWIND)
+    trainer = make_trainer(tmp_path, [Record()], **REWIND, per_device_train_batch_size=batch)
     trainer.train()
     assert torch.equal(seen[8], seen[7])
     assert not torch.equal(seen[9], seen[8])
+    assert losses(trainer)[7] == losses(trainer)[6]
+    assert trainer.non_finite.losses.losses[8] == trainer.non_finite.losses.losses[7]
 
 
 def test_skipped_step_after_a_resume_logs_the_last_loss_of_the_checkpoint(tmp_path, breaks):
@@ -111,6 +116,21 @@ def test_rewinds_are_counted_across_a_resume(tmp_path, breaks):
     resumed = make_trainer(tmp_path, **REWIND)
     resumed.train(str(last))
     assert resumed.events == saved
+    plain = make_trainer(tmp_path / "plain", num_train_epochs=3)
+    plain.train()
+    rate, usual = (
+        next(entry["learning_rate"] for entry in each.state.log_history if entry["step"] == 14 and "loss" in entry)
+        for each in (resumed, plain)
+    )
+    assert rate == pytest.approx(saved[-1]["learning_rate_factor"] * usual)
+    assert usual > 0
+
+
+def test_nan_loss_of_several_processes_is_that_of_the_first_step(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path)
+    monkeypatch.setattr(trainer.accelerator, "gather", lambda steps: torch.tensor([9, -1, 7]))
+    with pytest.raises(NonFiniteLossError, match=r"\bstep 7\b"):
+        trainer.non_finite.check()
 
 
 def test_rewind_with_save_only_model_raises(tmp_path):
@@ -131,6 +151,56 @@ def test_find_spikes_returns_a_spike_once_and_ignores_noise():
     assert find_spikes(np.full(100, 0.5)) == []
 
 
+def test_find_spikes_equals_scipys_median_absolute_deviation():
+    rng = np.random.default_rng(0)
+    losses = np.exp(-np.arange(300) / 1000) * (1 + rng.normal(0, np.repeat([0.005, 0.08], 150)))
+    losses[rng.choice(np.arange(20, 300), 24, replace=False)] *= rng.uniform(1.2, 3, 24)
+    losses[60:63] *= 3
+    expected, was_high = [], False
+    for index in range(MIN_BASELINE, 300):
+        before = losses[max(0, index - BASELINE) : index]
+        median, deviation = np.median(before), median_abs_deviation(before, scale="normal")
+        is_high = losses[index] > median + max(8 * deviation, 0.5 * median)
+        if is_high and not was_high:
+            expected.append((index, pytest.approx(median)))
+        was_high = is_high
+    assert find_spikes(losses) == expected
+    assert len(expected) > 9
+
+
+@pytest.mark.parametrize("is_read", [False, True])
+def test_monitor_keeps_the_first_bad_step_and_the_values_before(is_read):
+    monitor = LossMonitor(torch.device("cpu"))
+    steps = [([1.0, 2.0], None), ([1.5, 2.5], torch.tensor(0.7)), ([math.nan], 0.1), ([3.0], 0.9), ([math.inf], 0.2)]
+    for step, (parts, norm) in enumerate(steps, start=5):
+        for part in parts:
+            monitor.add(torch.tensor(part))
+        monitor.end_step(step, norm, step / 10)
+        if is_read:
+            assert monitor.bad_step == (7 if step >= 7 else -1)
+    assert monitor.bad_step == 7
+    assert monitor.last_good == pytest.approx((4.0, 0.7, 0.6))
+
+
+def test_monitor_judges_a_step_before_it_is_overwritten():
+    monitor = LossMonitor(torch.device("cpu"))
+    for step in range(1, HISTORY + 9):
+        monitor.add(torch.tensor(math.nan if step == 3 else 1.0))
+        monitor.end_step(step, 1.0, 0.1)
+    assert monitor.bad_step == 3
+
+
+def test_monitor_restores_the_loss_of_a_run_without_steps_only():
+    monitor = LossMonitor(torch.device("cpu"))
+    monitor.restore(2.5)
+    assert monitor.last_good == pytest.approx((2.5, math.nan, math.nan), nan_ok=True)
+    monitor.add(torch.tensor(1.0))
+    monitor.end_step(1, 0.5, 0.1)
+    assert monitor.last_good == pytest.approx((1.0, 0.5, 0.1))
+    monitor.restore(2.5)
+    assert monitor.last_good == pytest.approx((1.0, 0.5, 0.1))
+
+
 def test_spikes_do_not_depend_on_the_interval_of_calls():
     rng = np.random.default_rng(1)
     values = 1 + rng.normal(0, 0.02, 60)
@@ -141,7 +211,7 @@ def test_spikes_do_not_depend_on_the_interval_of_calls():
             watch.add(torch.tensor(value))
             watch.end_step(step, 1.0, 0.1)
             if step % pause == 0 or step == 160:
-                found += watch.spikes(watch.losses.reshape(1, -1))
+                found += watch.spikes(torch.stack([torch.zeros(HISTORY), 2 * watch.losses]))  # of two processes
         assert [spike["step"] for spike in found] == [151]
         assert found[0]["loss"] == pytest.approx(4)
 

@@ -64,6 +64,7 @@ def test_first_group_has_the_recipes_learning_rate(vit):
     groups = build_param_groups(vit, 1e-3, 0.05, layer_decay=0.75)
     assert groups[0]["lr"] == 1e-3
     assert groups[-1]["lr"] == pytest.approx(1e-3 * 0.75**4)
+    assert len(build_param_groups(vit, 1e-3, 0.05)) == 2  # with and without weight decay
 
 
 def test_no_weight_decay_names_do_not_decay(vit):

@@ -116,11 +116,12 @@ def test_evaluation_loss_is_the_mean_without_smoothing(tmp_path):
 
 
 def test_ema_equals_its_definition(tmp_path):
-    raw = []
+    raw, averages = [], []
 
     class Record(TrainerCallback):
-        def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
             raw.append(model.timm_model.head.weight.detach().clone())
+            averages.append(trainer.weight_average.average.module.timm_model.head.weight.detach().clone())
 
     trainer = make_trainer(
         tmp_path, [Record()], ema_decay=0.999, num_train_epochs=6, load_best_model_at_end=False, save_strategy="no"
@@ -130,10 +131,11 @@ def test_ema_equals_its_definition(tmp_path):
     decay = fitted_ema_decay(0.999, steps)
     assert decay == pytest.approx(1 - 10 / steps)
     average = raw[0].clone()
-    for step, value in enumerate(raw[1:], start=1):
+    for step, value in enumerate(raw):
         warm = min(decay, 1 - (1 + step) ** -(2 / 3))
         average = warm * average + (1 - warm) * value
-    torch.testing.assert_close(trainer.model.timm_model.head.weight.detach(), average)
+        torch.testing.assert_close(averages[step], average)
+    assert torch.equal(trainer.model.timm_model.head.weight, averages[-1])
 
 
 def test_evaluation_uses_ema_and_training_does_not(tmp_path):
@@ -211,6 +213,18 @@ def test_nan_loss_without_logs_stops_the_run(tmp_path, monkeypatch):
         trainer.train()
     assert_names(caught.value, 9)
     assert "checkpoint-" not in str(caught.value)  # there is none
+
+
+@pytest.mark.parametrize("strategy", ["eval_strategy", "save_strategy"])
+def test_nan_loss_is_found_before_an_evaluation_or_a_checkpoint(tmp_path, monkeypatch, strategy):
+    Breaks(4, monkeypatch)
+    never = dict.fromkeys(("logging_strategy", "eval_strategy", "save_strategy"), "no")
+    trainer = make_trainer(tmp_path, **{**never, strategy: "epoch"}, load_best_model_at_end=False)
+    with pytest.raises(NonFiniteLossError):
+        trainer.train()
+    assert trainer.state.global_step == 5
+    assert not [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert not list(tmp_path.glob("checkpoint-*"))
 
 
 def test_bf16_on_cpu_is_close_to_fp32(tmp_path):

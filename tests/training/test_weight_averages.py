@@ -6,8 +6,9 @@ import signal
 
 import pytest
 import torch
-from helpers.micro_trainer import assert_resumes_exactly, make_trainer, weights
+from helpers.micro_trainer import Stop, assert_resumes_exactly, make_trainer, weights
 from safetensors.torch import load_file
+from timm.utils import ModelEmaV3
 from torch.optim.swa_utils import AveragedModel
 from transformers import TrainerCallback
 
@@ -15,6 +16,7 @@ from hfvit.artifacts.run_record import RunRecord
 from hfvit.errors import InterruptedRunError, RecipeError
 from hfvit.pipeline import main
 from hfvit.recipe.loader import load_recipe
+from hfvit.training.ema import ListedAverage
 
 SOUP = {"save_total_limit": None, "num_train_epochs": 4, "metric_for_best_model": "loss", "greater_is_better": False}
 
@@ -30,12 +32,29 @@ def test_swa_equals_torchs_averaged_model(tmp_path):
 
     expected = Average()
     options = {"swa_start": 0.5, "load_best_model_at_end": False, "save_strategy": "no"}
-    trainer = make_trainer(tmp_path, [expected], **options)
+    trainer = make_trainer(tmp_path, [expected, Stop()], **options)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.remove_callback(Stop)
+    trainer.model.double().float()  # other tensors with the same values, as on another device
     for _ in range(2):  # a second training is averaged, too
         trainer.train()
         assert expected.model.n_averaged == 5
         for name, value in weights(trainer).items():
             torch.testing.assert_close(value, expected.model.module.state_dict()[name], atol=1e-6, rtol=1e-5)
+
+
+def test_listed_average_equals_timms_for_batch_norm():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+    ours, timms = ListedAverage(model, decay=0.7), ModelEmaV3(model, decay=0.7)
+    for step in range(3):
+        torch.nn.init.normal_(model[0].weight)
+        model(torch.randn(2, 3, 4, 4))
+        for average in (ours, timms):
+            average.update(model, step=step)
+    assert ours.module[1].num_batches_tracked == 3
+    for name, value in timms.module.state_dict().items():
+        torch.testing.assert_close(ours.module.state_dict()[name], value)
 
 
 def test_resumed_run_with_swa_equals_uninterrupted(tmp_path):

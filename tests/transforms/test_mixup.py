@@ -75,6 +75,8 @@ def test_batch_mixing_erases_by_image_seed():
         expected = torch.zeros(3, 16, 16, dtype=torch.bool)
         expected[:, top:bottom, left:right] = True
         assert torch.equal(mask, expected)
+    both, _ = BatchMixing(3, mixup_alpha=0.8, random_erasing=0.7)(images(), LABELS, SEEDS)
+    assert torch.equal(both, BatchMixing(3, mixup_alpha=0.8)(erased, LABELS, SEEDS)[0])
 
 
 def test_erased_pixels_are_normal_noise():
@@ -84,6 +86,8 @@ def test_erased_pixels_are_normal_noise():
     noise = erased[erased != 9.0]
     assert abs(float(noise.mean())) < 0.02
     assert float(noise.std()) == pytest.approx(1.0, abs=0.02)
+    center = erased[erased[:, 0, 32, 32] != 9.0, 0, 32, 32]
+    assert len(center.unique()) == len(center) > 5  # another one for each image
 
 
 def test_random_rectangles_equal_timms(monkeypatch):
