@@ -977,14 +977,16 @@ def _check_optimizers(model: nn.Module, optimizers: Any) -> None:
         TypeError: not such a pair.
         ValueError: the optimizer has no parameter of the model, which it would not train.
     """
-    kinds = (torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None)
     is_pair = isinstance(optimizers, tuple | list) and len(optimizers) == 2
-    if not is_pair or not all(map(isinstance, optimizers, kinds)):
+    optimizer, schedule = optimizers if is_pair else (None, None)
+    # Schedules have no common class: transformers' GreedyLR is no LRScheduler (5.24).
+    is_schedule = schedule is None or hasattr(schedule, "get_last_lr")
+    if not is_pair or not isinstance(optimizer, torch.optim.Optimizer | None) or not is_schedule:
         raise TypeError(f"optimizers: must be (optimizer, schedule or None), got {optimizers!r}.")
-    if optimizers[0] is None:
+    if optimizer is None:
         return
     parameters = {id(parameter) for parameter in model.parameters()}
-    if not any(id(parameter) in parameters for group in optimizers[0].param_groups for parameter in group["params"]):
+    if not any(id(parameter) in parameters for group in optimizer.param_groups for parameter in group["params"]):
         raise ValueError("optimizers: has no parameter of this model. Create the optimizer after the model.")
 
 
