@@ -240,6 +240,16 @@ def test_data_set_with_a_transform_raises(tmp_path):
         trainer_for(tmp_path, split)
 
 
+def test_evaluate_and_predict_of_a_subset_use_its_images(tmp_path):
+    trainer = trainer_for(tmp_path)
+    rows = [7, 2, 5]
+    subset = torch.utils.data.Subset(trainer.eval_dataset, rows)
+    everything = trainer.predict(trainer.eval_dataset)
+    found = trainer.predict(subset)
+    np.testing.assert_allclose(found.predictions, everything.predictions[rows], atol=1e-5)
+    assert trainer.evaluate(subset)["eval_accuracy"] == found.metrics["test_accuracy"]
+
+
 @pytest.mark.parametrize("wrong", [None, 3, [{"image": None}]])
 def test_evaluate_and_predict_of_other_objects_raise_a_type_error(tmp_path, wrong):
     trainer = trainer_for(tmp_path, eval_dataset=None, eval_strategy="no", save_strategy="epoch",
