@@ -1054,7 +1054,7 @@ def _check_dataset(key: str, dataset: Any, stream: type, *, optional: bool = Tru
 
 
 def _check_returns_batches(key: str, dataset: Any) -> None:
-    """Raise `TypeError` unless a data set has a method for batches, as a `Subset` also has."""
+    """Raise `TypeError` unless a data set returns batches, as a `Subset` also does."""
     if not hasattr(dataset, "__getitems__"):
         raise _wrong_dataset(key, dataset)
 

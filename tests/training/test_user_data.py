@@ -271,6 +271,15 @@ def test_single_callback_is_called(tmp_path):
     assert steps == [1]
 
 
+def test_trainer_without_torch_distributed_trains(tmp_path, monkeypatch):
+    # As in builds for Jetson, which lack all that `torch.distributed` takes from its submodules.
+    monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
+    monkeypatch.delattr(torch.distributed, "is_torchelastic_launched")
+    trainer = trainer_for(tmp_path, max_steps=1)
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
 def test_compiled_model_raises_a_type_error(tmp_path):
     trainer = trainer_for(tmp_path)
     with pytest.raises(TypeError, match=r"^model:"):
