@@ -158,7 +158,8 @@ class Sweep:
                 f"output_dir: {path} is no study of optuna ({one_line(error)[:200]}). Delete it, or choose another"
                 " output_dir."
             ) from None
-        if not self.study.trials and (others := sorted(self.folder.glob("trial-*"))):
+        others = sorted(self.folder.glob("trial-*"))  # before its trials, which another worker may add
+        if others and not self.study.trials:
             raise RecipeError(
                 f"output_dir: {self.folder} has {others[0].name} of another search, whose result would count for a new"
                 " trial. Delete the trials, or choose another output_dir."

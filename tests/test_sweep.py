@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import optuna
 import pytest
@@ -281,6 +282,21 @@ def test_new_sweep_beside_trials_of_another_one_raises(recipe, tmp_path):
     for _ in range(2):
         with pytest.raises(RecipeError, match=r"^output_dir: .*\btrial-000\b"):
             Sweep([str(recipe)], {"learning_rate": [0.1, 0.2]})
+
+
+def test_new_sweep_while_another_worker_begins_the_first_trial_joins_it(recipe, tmp_path, monkeypatch):
+    space = {"learning_rate": [0.1, 0.2]}
+    worker = Sweep([str(recipe)], space)
+    real = Path.glob
+
+    def glob(folder, pattern):
+        if pattern == "trial-*":
+            worker.study.ask()
+            (tmp_path / "out" / "trial-000").mkdir()
+        return real(folder, pattern)
+
+    monkeypatch.setattr(Path, "glob", glob)
+    assert len(Sweep([str(recipe)], space).study.trials) == 1
 
 
 def test_sweep_space_of_the_docs_loads(tmp_path):

@@ -4,6 +4,7 @@ import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from operator import methodcaller
 from typing import Any, ClassVar
 
 import numpy as np
@@ -188,20 +189,20 @@ def trainer_metrics(
 def json_metrics(metrics: Any) -> dict[str, Any]:
     """Return the metrics of a user as JSON values, as checkpoints have them.
 
-    Arrays become lists.
+    NumPy and torch values, also nested ones, become numbers and lists.
 
     Raises:
-        TypeError: not a dict of names and JSON values.
+        TypeError: not a dict of names and such values.
     """
     if not isinstance(metrics, Mapping):
         raise TypeError(f"compute_metrics: must return a dict, got {type(metrics).__name__}.")
-    values = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in metrics.items()}
-    for name, value in values.items():
+    values = {}
+    for name, value in metrics.items():
         if not isinstance(name, str):
             raise TypeError(f"compute_metrics: names of metrics must be strings, got {name!r}.")
         try:
-            json.dumps(value)
-        except TypeError:
+            values[name] = json.loads(json.dumps(value, default=methodcaller("tolist")))
+        except (AttributeError, TypeError, ValueError):
             raise TypeError(
                 f"compute_metrics: {name} must be a number, an array or a JSON value, got {type(value).__name__}."
             ) from None

@@ -223,12 +223,22 @@ class HFViTForImageClassification(
 
     @torch.no_grad()
     def reset_head(self) -> None:
-        """Reinitialize the classifier: normal weights with `initializer_range`, zero bias."""
+        """Reinitialize the classifier: normal weights with `initializer_range`, zero bias.
+
+        A norm layer in it, such as LeViT's, gets ones and zeros.
+        """
+        norms = self._norm_weights()
         for parameter in classifier_parameters(self.timm_model):
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=self.config.initializer_range)
+            elif id(parameter) in norms:
+                nn.init.ones_(parameter)
             else:
                 nn.init.zeros_(parameter)
+
+    def _norm_weights(self) -> set[int]:
+        weights = (getattr(module, "weight", None) for module in self.timm_model.modules())
+        return {id(weight) for weight in weights if isinstance(weight, nn.Parameter) and weight.ndim == 1}
 
     @torch.no_grad()
     def reorder_head(self, rows: list[int]) -> None:
@@ -239,7 +249,8 @@ class HFViTForImageClassification(
         """
         parameters = classifier_parameters(self.timm_model)  # of one linear layer, or two beside each other
         inputs = {parameter.shape[1:] for parameter in parameters if parameter.ndim > 1}
-        if len(inputs) > 1 or any(len(parameter) != len(rows) for parameter in parameters):
+        has_norm = not self._norm_weights().isdisjoint(map(id, parameters))
+        if len(inputs) > 1 or has_norm or any(len(parameter) != len(rows) for parameter in parameters):
             self.reset_head()
             self.config.remove_thresholds()
             return

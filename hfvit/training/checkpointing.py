@@ -48,7 +48,7 @@ class StopSignals:
         self.received: int | None = None
         self._received_at = 0.0
         is_single = accelerator.num_processes == 1
-        is_launched = not is_single or torch.distributed.is_torchelastic_launched()
+        is_launched = not is_single or "TORCHELASTIC_RUN_ID" in os.environ  # by torchrun
         self._same_signal_seconds = SAME_SIGNAL_SECONDS if is_launched else 0.0
         self._every = 1 if is_single or accelerator.device.type == "cpu" else STEPS_BETWEEN_CHECKS
 

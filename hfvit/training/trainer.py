@@ -453,9 +453,9 @@ class HFViTTrainer(Trainer):
         chosen = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(chosen, str):
             chosen = self.eval_dataset[chosen]
-        _check_dataset("eval_dataset", chosen, EvaluationStream, optional=False)
         if isinstance(chosen, EvaluationStream):
             return self._evaluation_stream_loader(chosen)
+        _check_returns_batches("eval_dataset", chosen)
         if eval_dataset is None or eval_dataset is self.eval_dataset or isinstance(eval_dataset, str):
             return self._kept(super().get_eval_dataloader(eval_dataset))
         # With persistent workers the Trainer would return the loader of its own data set (transformers 5.24).
@@ -464,9 +464,9 @@ class HFViTTrainer(Trainer):
     def get_test_dataloader(self, test_dataset) -> DataLoader:
         if isinstance(test_dataset, Dataset):
             test_dataset = self._evaluation_set(test_dataset, name="test")
-        _check_dataset("test_dataset", test_dataset, EvaluationStream, optional=False)
         if isinstance(test_dataset, EvaluationStream):
             return self._evaluation_stream_loader(test_dataset)
+        _check_returns_batches("test_dataset", test_dataset)
         return self._kept(super().get_test_dataloader(test_dataset))
 
     def _kept(self, loader: DataLoader) -> DataLoader:
@@ -977,14 +977,16 @@ def _check_optimizers(model: nn.Module, optimizers: Any) -> None:
         TypeError: not such a pair.
         ValueError: the optimizer has no parameter of the model, which it would not train.
     """
-    kinds = (torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None)
     is_pair = isinstance(optimizers, tuple | list) and len(optimizers) == 2
-    if not is_pair or not all(map(isinstance, optimizers, kinds)):
+    optimizer, schedule = optimizers if is_pair else (None, None)
+    # Schedules have no common class: transformers' GreedyLR is no LRScheduler (5.24).
+    is_schedule = schedule is None or hasattr(schedule, "get_last_lr")
+    if not is_pair or not isinstance(optimizer, torch.optim.Optimizer | None) or not is_schedule:
         raise TypeError(f"optimizers: must be (optimizer, schedule or None), got {optimizers!r}.")
-    if optimizers[0] is None:
+    if optimizer is None:
         return
     parameters = {id(parameter) for parameter in model.parameters()}
-    if not any(id(parameter) in parameters for group in optimizers[0].param_groups for parameter in group["params"]):
+    if not any(id(parameter) in parameters for group in optimizer.param_groups for parameter in group["params"]):
         raise ValueError("optimizers: has no parameter of this model. Create the optimizer after the model.")
 
 
@@ -1039,7 +1041,7 @@ def _remember_missing_lomo() -> None:
 
 
 def _check_dataset(key: str, dataset: Any, stream: type, *, optional: bool = True) -> None:
-    """Raise `TypeError` unless a data set returns batches.
+    """Raise `TypeError` unless a data set is one of hfvit.
 
     Args:
         key: argument with the data set, for messages.
@@ -1048,10 +1050,20 @@ def _check_dataset(key: str, dataset: Any, stream: type, *, optional: bool = Tru
         optional: whether it may be None.
     """
     if not isinstance(dataset, ImageDataset | stream) and not (dataset is None and optional):
-        raise TypeError(
-            f"{key}: must be a datasets.Dataset with an image and a label column, got {type(dataset).__name__}. Use"
-            " datasets.Dataset.from_list, or one split of a DatasetDict."
-        )
+        raise _wrong_dataset(key, dataset)
+
+
+def _check_returns_batches(key: str, dataset: Any) -> None:
+    """Raise `TypeError` unless a data set returns batches, as a `Subset` also does."""
+    if not hasattr(dataset, "__getitems__"):
+        raise _wrong_dataset(key, dataset)
+
+
+def _wrong_dataset(key: str, dataset: Any) -> TypeError:
+    return TypeError(
+        f"{key}: must be a datasets.Dataset with an image and a label column, got {type(dataset).__name__}. Use"
+        " datasets.Dataset.from_list, or one split of a DatasetDict."
+    )
 
 
 def check_sharding(args: HFViTTrainingArguments, streams: bool, *, is_fsdp2: bool) -> None:

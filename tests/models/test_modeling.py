@@ -27,6 +27,7 @@ from hfvit.errors import ModelError
 from hfvit.models.configuration import HFViTConfig, load_config
 from hfvit.models.modeling import HFViTForImageClassification
 
+LEVIT = {"embed_dim": (16, 16, 16), "depth": (1, 1, 1), "num_heads": (2, 2, 2), "key_dim": 8}
 COAT = {"embed_dims": [8, 16, 16, 16], "serial_depths": [1, 1, 1, 1], "parallel_depth": 1, "num_heads": 8}
 
 
@@ -170,6 +171,20 @@ def test_from_pretrained_with_labels_in_another_order_reorders_the_trained_head(
         torch.testing.assert_close(reordered(pixel_values).logits, logits[:, order])
     assert reordered.config.label_names == labels
     assert reordered.config.thresholds == [0.4, 0.2, 0.9]
+
+
+@pytest.mark.parametrize("labels", [list("ponmlkjihgfedcba"), list("abc")])
+def test_new_head_with_a_norm_layer_has_its_initial_scale(labels, tmp_path):
+    # 16 classes are as many as features, so that the norm layer has the shape of a bias.
+    model = build_model(list("abcdefghijklmnop"), architecture="levit_128s", image_size=32, timm_kwargs=LEVIT)
+    for parameter in model.timm_model.head.parameters():
+        torch.nn.init.constant_(parameter, 5.0)
+    model.save_pretrained(tmp_path)
+    head = HFViTForImageClassification.from_pretrained(tmp_path, labels=labels).timm_model.head
+    assert head.linear.weight.shape == (len(labels), 16)
+    assert torch.equal(head.bn.weight, torch.ones(16))
+    assert not head.bn.bias.any()
+    assert not head.linear.bias.any()
 
 
 def test_from_pretrained_none_loads_a_state_dict(saved):

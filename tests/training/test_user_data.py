@@ -8,12 +8,14 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate.scheduler import AcceleratedScheduler
 from helpers.images import LABELS, colored_split
 from helpers.micro_trainer import losses, weights
 from helpers.models import build_model
 from helpers.recipes import ARCHITECTURE, MICRO
 from torchvision.transforms import v2
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments, set_seed
+from transformers.optimization import GreedyLR
 
 from hfvit import HFViTTrainer, HFViTTrainingArguments
 from hfvit.errors import DataError, HFViTError, InterruptedRunError, ModelError, RecipeError
@@ -202,6 +204,15 @@ def test_optimizer_of_another_model_raises(tmp_path):
         trainer_for(tmp_path, optimizers=(torch.optim.SGD(other.parameters(), lr=0.1), None))
 
 
+def test_schedules_of_transformers_and_accelerate_are_accepted(tmp_path):
+    args = HFViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, eval_strategy="no", save_strategy="no")
+    model = build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    constant = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    for schedule in (constant, GreedyLR(optimizer), AcceleratedScheduler(constant, optimizer)):
+        assert HFViTTrainer(model, args, optimizers=(optimizer, schedule)).lr_scheduler is schedule
+
+
 def test_model_without_trainable_parameters_raises(tmp_path):
     trainer = trainer_for(tmp_path)
     trainer.model.requires_grad_(False)
@@ -229,6 +240,16 @@ def test_data_set_with_a_transform_raises(tmp_path):
         trainer_for(tmp_path, split)
 
 
+def test_evaluate_and_predict_of_a_subset_use_its_images(tmp_path):
+    trainer = trainer_for(tmp_path)
+    rows = [7, 2, 5]
+    subset = torch.utils.data.Subset(trainer.eval_dataset, rows)
+    everything = trainer.predict(trainer.eval_dataset)
+    found = trainer.predict(subset)
+    np.testing.assert_allclose(found.predictions, everything.predictions[rows], atol=1e-5)
+    assert trainer.evaluate(subset)["eval_accuracy"] == found.metrics["test_accuracy"]
+
+
 @pytest.mark.parametrize("wrong", [None, 3, [{"image": None}]])
 def test_evaluate_and_predict_of_other_objects_raise_a_type_error(tmp_path, wrong):
     trainer = trainer_for(tmp_path, eval_dataset=None, eval_strategy="no", save_strategy="epoch",
@@ -250,6 +271,15 @@ def test_single_callback_is_called(tmp_path):
     assert steps == [1]
 
 
+def test_trainer_without_torch_distributed_trains(tmp_path, monkeypatch):
+    # As in builds for Jetson, which lack all that `torch.distributed` takes from its submodules.
+    monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
+    monkeypatch.delattr(torch.distributed, "is_torchelastic_launched")
+    trainer = trainer_for(tmp_path, max_steps=1)
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
 def test_compiled_model_raises_a_type_error(tmp_path):
     trainer = trainer_for(tmp_path)
     with pytest.raises(TypeError, match=r"^model:"):
@@ -258,13 +288,16 @@ def test_compiled_model_raises_a_type_error(tmp_path):
 
 def test_arrays_of_compute_metrics_are_lists_in_the_checkpoint(tmp_path):
     def own(prediction):
-        return {"matrix": np.eye(2), "vector": torch.ones(3), "number": np.float32(0.5), "text": "a"}
+        by_class = {"cat": np.float32(0.5), "counts": [np.int64(3)]}
+        arrays = {"matrix": np.eye(2), "vector": torch.ones(3), "number": np.float32(0.5)}
+        return {**arrays, "by_class": by_class, "text": "a"}
 
     trainer_for(tmp_path, compute_metrics=own, max_steps=1).train()
     [state] = tmp_path.glob("checkpoint-1/trainer_state.json")
     [metrics] = [log for log in json.loads(state.read_text())["log_history"] if "eval_loss" in log]
-    found = {key: metrics[f"eval_{key}"] for key in ("matrix", "vector", "number", "text")}
-    assert found == {"matrix": [[1.0, 0.0], [0.0, 1.0]], "vector": [1.0] * 3, "number": 0.5, "text": "a"}
+    found = {key: metrics[f"eval_{key}"] for key in ("matrix", "vector", "number", "by_class", "text")}
+    numbers = {"matrix": [[1.0, 0.0], [0.0, 1.0]], "vector": [1.0] * 3, "number": 0.5}
+    assert found == {**numbers, "by_class": {"cat": 0.5, "counts": [3]}, "text": "a"}
 
 
 @pytest.mark.parametrize("wrong", [None, 0.5, {"a": object()}, {1: 0.5}])
