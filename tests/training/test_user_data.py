@@ -188,7 +188,7 @@ def test_trainer_with_other_data_sets_names_the_argument(key, wrong, tmp_path):
         {"objective": torch.nn.functional.cross_entropy},
         {"progressive": 16},
     ],
-    ids=str,
+    ids=lambda option: next(iter(option)),
 )
 def test_trainer_with_unavailable_arguments_raises_a_type_error(option, tmp_path):
     args = HFViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
