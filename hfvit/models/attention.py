@@ -1,4 +1,4 @@
-"""Record attention weights of timm models."""
+"""Fused attention and attention weights of timm models."""
 
 from contextlib import ExitStack, contextmanager
 
@@ -7,6 +7,24 @@ from timm.models.xcit import XCA
 from torch import nn
 
 from hfvit.errors import ModelError
+
+MAX_UNFUSED_PATCHES = 600  # with 1,024, unfused attention is not faster on CPUs, and needs more memory than the MLPs
+
+
+def unfuse_attention(model: nn.Module) -> None:
+    """Disable fused attention, unless the images have too many patches.
+
+    The backward pass of PyTorch's fused kernel (`scaled_dot_product_attention`) is slow on CPUs in bfloat16.
+
+    Args:
+        model: module that contains layers of timm.
+    """
+    counts = [getattr(layer, "num_patches", None) for layer in model.modules()]
+    if max((count for count in counts if isinstance(count, int)), default=0) > MAX_UNFUSED_PATCHES:
+        return
+    for layer in model.modules():
+        if hasattr(layer, "fused_attn"):
+            layer.fused_attn = False
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from hfvit.data.stream import ImageStream, StreamEpochs, stream_loader
 from hfvit.data.text import TEXT_INPUTS
 from hfvit.errors import DataError, HFViTError, ModelError, RecipeError, one_line
 from hfvit.metrics.task import task_of, trainer_metrics
+from hfvit.models.attention import unfuse_attention
 from hfvit.models.patch_size import patch_size_callbacks
 from hfvit.recipe.arguments import MULTI_LABEL
 from hfvit.recipe.optimizers import has_fallback, is_timm_optimizer, optimizer_factory
@@ -205,9 +206,11 @@ class HFViTTrainer(Trainer):
         self.progressive = progressive
         self.objective = objective and objective.to(self.args.device)
         self._check_options()
-        if self.args.channels_last:
-            for module in filter(None, (self.model, self.objective)):
+        for module in filter(None, (self.model, self.objective)):
+            if self.args.channels_last:
                 use_channels_last(module)
+            if self.args.device.type == "cpu" and self._compute_dtype == torch.bfloat16:
+                unfuse_attention(module)
         self.augmentation = None
         self._loaders: list[DataLoader] = []
         self._stream_loaders: dict[int, DataLoader] = {}

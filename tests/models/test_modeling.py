@@ -24,6 +24,7 @@ from transformers import (
 
 import hfvit
 from hfvit.errors import ModelError
+from hfvit.models.attention import unfuse_attention
 from hfvit.models.configuration import HFViTConfig, load_config
 from hfvit.models.modeling import HFViTForImageClassification
 
@@ -462,3 +463,14 @@ def test_init_weights_after_to_empty_equals_a_new_model(architecture, options):
     empty.init_weights()
     pixel_values = torch.randn(1, 3, 32, 32)
     assert torch.equal(empty.eval()(pixel_values).logits, model(pixel_values).logits)
+
+
+@pytest.mark.parametrize(("size", "is_fused"), [(192, False), (200, True)])  # 576 and 625 patches
+def test_unfuse_attention_leaves_models_with_many_patches(size, is_fused):
+    model = timm.create_model(ARCHITECTURE, img_size=size, **MICRO).eval()
+    pixel_values = torch.rand(2, 3, size, size)
+    with torch.no_grad():
+        before = model(pixel_values)
+        unfuse_attention(model)
+        assert [block.attn.fused_attn for block in model.blocks] == [is_fused] * MICRO["depth"]
+        torch.testing.assert_close(model(pixel_values), before)

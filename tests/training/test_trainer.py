@@ -236,6 +236,13 @@ def test_bf16_on_cpu_is_close_to_fp32(tmp_path):
     assert losses(half) == pytest.approx(losses(full), abs=0.05)
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_attention_on_cpu_is_fused_unless_in_bf16(tmp_path, bf16):
+    trainer = make_trainer(tmp_path, bf16=bf16)
+    attention = [layer for layer in trainer.model.modules() if hasattr(layer, "fused_attn")]
+    assert [layer.fused_attn for layer in attention] == [not bf16] * MICRO["depth"]
+
+
 def test_checkpoint_has_no_pickle_and_no_problem_type(tmp_path):
     trainer = make_trainer(tmp_path, num_train_epochs=1)
     trainer.train()
