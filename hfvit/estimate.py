@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from hfvit.data.splits import DIGITS
 from hfvit.errors import ModelError, RecipeError
 from hfvit.finetuning.factory import prepare_finetuning
+from hfvit.models.attention import unfuse_slow_attention
 from hfvit.models.configuration import check_checkpoint_name, load_config
 from hfvit.models.factory import build_image_model
 from hfvit.models.modeling import HFViTForImageClassification
@@ -155,6 +156,8 @@ def step_memory(
     if checkpointing:
         model.activation_checkpointing_enable()
     dtype = PRECISIONS.get(precision)
+    if args is not None:
+        unfuse_slow_attention(model, args.device, dtype)
     # Fake tensors cannot be compiled (timm's kron compiles its steps).
     with torch.compiler.set_stance("force_eager"), FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")

@@ -8,17 +8,22 @@ from torch import nn
 
 from hfvit.errors import ModelError
 
-MAX_UNFUSED_PATCHES = 600  # with 1,024, unfused attention is not faster on CPUs, and needs more memory than the MLPs
+MAX_UNFUSED_PATCHES = 600  # with 1,024, unfused attention is not faster, and needs much more memory
 
 
-def unfuse_attention(model: nn.Module) -> None:
-    """Disable fused attention, unless the images have too many patches.
+def unfuse_slow_attention(model: nn.Module, device: torch.device, dtype: torch.dtype | None) -> None:
+    """Disable fused attention for training where it is slower.
 
-    The backward pass of PyTorch's fused kernel (`scaled_dot_product_attention`) is slow on CPUs in bfloat16.
+    On CPUs in bfloat16, the backward pass of PyTorch's fused kernel (`scaled_dot_product_attention`) is slow, unless
+    there are many patches.
 
     Args:
         model: module that contains layers of timm.
+        device: device of the training.
+        dtype: type of its matrix products, None for float32.
     """
+    if device.type != "cpu" or dtype != torch.bfloat16:
+        return
     counts = [getattr(layer, "num_patches", None) for layer in model.modules()]
     if max((count for count in counts if isinstance(count, int)), default=0) > MAX_UNFUSED_PATCHES:
         return

@@ -34,7 +34,7 @@ from hfvit.data.stream import ImageStream, StreamEpochs, stream_loader
 from hfvit.data.text import TEXT_INPUTS
 from hfvit.errors import DataError, HFViTError, ModelError, RecipeError, one_line
 from hfvit.metrics.task import task_of, trainer_metrics
-from hfvit.models.attention import unfuse_attention
+from hfvit.models.attention import unfuse_slow_attention
 from hfvit.models.patch_size import patch_size_callbacks
 from hfvit.recipe.arguments import MULTI_LABEL
 from hfvit.recipe.optimizers import has_fallback, is_timm_optimizer, optimizer_factory
@@ -209,8 +209,7 @@ class HFViTTrainer(Trainer):
         for module in filter(None, (self.model, self.objective)):
             if self.args.channels_last:
                 use_channels_last(module)
-            if self.args.device.type == "cpu" and self._compute_dtype == torch.bfloat16:
-                unfuse_attention(module)
+            unfuse_slow_attention(module, self.args.device, self._compute_dtype)
         self.augmentation = None
         self._loaders: list[DataLoader] = []
         self._stream_loaders: dict[int, DataLoader] = {}

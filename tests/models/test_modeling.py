@@ -24,7 +24,7 @@ from transformers import (
 
 import hfvit
 from hfvit.errors import ModelError
-from hfvit.models.attention import unfuse_attention
+from hfvit.models.attention import unfuse_slow_attention
 from hfvit.models.configuration import HFViTConfig, load_config
 from hfvit.models.modeling import HFViTForImageClassification
 
@@ -465,12 +465,21 @@ def test_init_weights_after_to_empty_equals_a_new_model(architecture, options):
     assert torch.equal(empty.eval()(pixel_values).logits, model(pixel_values).logits)
 
 
-@pytest.mark.parametrize(("size", "is_fused"), [(192, False), (200, True)])  # 576 and 625 patches
-def test_unfuse_attention_leaves_models_with_many_patches(size, is_fused):
+@pytest.mark.parametrize(
+    ("size", "device", "dtype", "is_fused"),
+    [
+        (192, "cpu", torch.bfloat16, False),  # 576 patches
+        (200, "cpu", torch.bfloat16, True),  # 625 patches
+        (192, "cpu", torch.float32, True),
+        (192, "cuda", torch.bfloat16, True),
+    ],
+    ids=["bf16", "bf16 and many patches", "fp32", "GPU"],
+)
+def test_unfuse_slow_attention(size, device, dtype, is_fused):
     model = timm.create_model(ARCHITECTURE, img_size=size, **MICRO).eval()
     pixel_values = torch.rand(2, 3, size, size)
     with torch.no_grad():
         before = model(pixel_values)
-        unfuse_attention(model)
+        unfuse_slow_attention(model, torch.device(device), dtype)
         assert [block.attn.fused_attn for block in model.blocks] == [is_fused] * MICRO["depth"]
         torch.testing.assert_close(model(pixel_values), before)
