@@ -2,6 +2,7 @@
 
 import logging
 from bisect import bisect_right
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -78,6 +79,15 @@ class ProgressiveResizing(TrainerCallback):
         """Return the end step of each part but the last one, which gets the rest."""
         parts = len(self.parts)
         return [part * max_steps // parts for part in range(1, parts)]
+
+    def pixels_before(self, step: int, max_steps: int) -> int:
+        """Return the pixels of one image of each step before `step`, summed up.
+
+        The time of a step is nearly proportional to the pixels of its images.
+        """
+        starts = [0, *self._ends(max_steps), max_steps]
+        steps = [min(max(step - start, 0), end - start) for start, end in pairwise(starts)]
+        return sum(count * (size or self.own) ** 2 for count, size in zip(steps, self.parts, strict=True))
 
     def __call__(self, pixel_values: torch.Tensor, state: TrainerState) -> torch.Tensor:
         """Resize pixel values (batch, 3, height, width) for the current step of a run."""

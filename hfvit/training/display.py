@@ -5,7 +5,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self, TextIO
@@ -144,9 +144,13 @@ class TrainingProgress(TrainerCallback):
     """Collect what the Trainer logs; subclasses show it.
 
     Nothing is read from the device: losses and throughput are those of the Trainer's log.
+
+    Attributes:
+        work_before: function `(step, steps)` that returns what the time of the steps before `step` is proportional to.
     """
 
     def __init__(self) -> None:
+        self.work_before: Callable[[int, int], int] = lambda step, steps: step
         self.started = time.monotonic()
         self.first_step = 0
         self.step = 0
@@ -247,10 +251,10 @@ class TrainingProgress(TrainerCallback):
 
         Returns None before the first step.
         """
-        done = self.step - self.first_step
-        if not done:
+        first, now, last = (self.work_before(step, self.steps) for step in (self.first_step, self.step, self.steps))
+        if now == first:
             return None
-        return (time.monotonic() - self.started) / done * (self.steps - self.step)
+        return (time.monotonic() - self.started) / (now - first) * (last - now)
 
     @property
     def memory(self) -> str:
@@ -532,7 +536,10 @@ class Display:
             from transformers.utils.notebook import NotebookProgressCallback
 
             trainer.remove_callback(NotebookProgressCallback)
+        progressive = getattr(trainer, "progressive", None)
         for callback in self.callbacks:
+            if progressive and isinstance(callback, TrainingProgress):
+                callback.work_before = progressive.pixels_before
             trainer.add_callback(callback)
 
     @contextmanager

@@ -8,6 +8,7 @@ import timm
 import torch
 from helpers.images import LABELS
 from helpers.messages import assert_names, option_of
+from helpers.micro_trainer import make_trainer
 from helpers.models import build_model
 from helpers.recipes import ARCHITECTURE, MICRO, MICRO_RECIPE
 from safetensors.torch import load_file
@@ -19,6 +20,7 @@ from hfvit.estimate import skeleton, step_memory
 from hfvit.finetuning.progressive_resizing import ProgressiveResizing
 from hfvit.pipeline import main as train
 from hfvit.recipe.loader import load_recipe
+from hfvit.training.display import Display
 
 STEPS, SIZES = 18, [8, 16]  # 6 steps per epoch, so that two checkpoints are within a part
 SWIN = {
@@ -240,3 +242,19 @@ def test_progressive_resizing_with_incompatible_option_raises(recipe, lines, oth
     recipe.write_text(f"{text}{lines}\nprogressive_image_size: [8]\n")
     with pytest.raises(RecipeError, match=rf"progressive_image_size: .*\b{other}\b"):
         train([str(recipe)])
+
+
+def test_time_left_is_that_of_the_pixels(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path)
+    trainer.progressive = ProgressiveResizing(micro(), SIZES)
+    display = Display(trainer.args)
+    display.attach(trainer)
+    [progress] = display.callbacks
+    clock = "hfvit.training.display.time.monotonic"
+    monkeypatch.setattr(clock, lambda: 100.0)
+    progress.on_train_begin(trainer.args, TrainerState(global_step=2, max_steps=STEPS, num_train_epochs=3), None)
+    monkeypatch.setattr(clock, lambda: 110.0)
+    progress.on_step_end(trainer.args, TrainerState(global_step=8, max_steps=STEPS), None)
+    pixels = [trainer.progressive.size(step, STEPS) or 32 for step in range(STEPS)]
+    done, left = (sum(size**2 for size in part) for part in (pixels[2:8], pixels[8:]))
+    assert progress.seconds_left == pytest.approx(10 * left / done)
