@@ -371,7 +371,7 @@ def _samples(shard: str, label_column: str | None) -> Iterator[dict[str, Any]]:
                 text = _text(shard, member)
                 field, value = "label", int(text) if is_integer(text) else text
             elif kind == "json":
-                field, value = "label", _json_label(shard, member, label_column)
+                field, value = "json", member
             elif kind == "txt":
                 field, value = "txt", _text(shard, member)
             else:
@@ -379,6 +379,10 @@ def _samples(shard: str, label_column: str | None) -> Iterator[dict[str, Any]]:
             if field in sample:
                 raise DataError(f"dataset_name: {shard}: sample {key.lstrip('/')} has two members for its {field}.")
             sample[field] = value
+        if "json" in sample:  # beside the label of .cls, it often has metadata only, as in the ImageNet shards of timm
+            member = sample.pop("json")
+            if "label" not in sample or label_column not in (None, "label", "cls"):
+                sample["label"] = _json_label(shard, member, label_column)
         if sample:
             yield _checked(shard, key, sample)
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 from datasets import ClassLabel, Dataset, Value
 
-from hfvit.data.labels import check_column, column_values
+from hfvit.data.labels import check_column, column_values, normalized
 from hfvit.errors import DataError
 from hfvit.utils.formatting import counted
 
@@ -38,7 +38,8 @@ def number_groups(splits: Mapping[str, Dataset], names: Mapping[str, str], colum
     Args:
         splits: splits by role.
         names: names of the splits by role, for messages.
-        column: column of text or numbers, whose equal values are a group. Spaces around texts are ignored.
+        column: column of text or numbers, whose equal values are a group. Spaces around texts and the Unicode form are
+            ignored.
 
     Returns:
         The number of each row's group `(rows,)` by role.
@@ -56,7 +57,7 @@ def number_groups(splits: Mapping[str, Dataset], names: Mapping[str, str], colum
         feature = split.features[column]
         if not isinstance(feature, Value | ClassLabel):
             raise DataError(f"group_column: column '{column}' must have text or numbers, got {feature}.")
-        values = [None if value is None else str(value).strip() for value in column_values(split, column)]
+        values = [None if value is None else normalized(str(value).strip()) for value in column_values(split, column)]
         missing = [row for row, value in enumerate(values) if not value]
         if missing:
             raise DataError(

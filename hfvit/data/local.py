@@ -43,6 +43,7 @@ from hfvit.data.references import check_cards, check_saved
 from hfvit.data.tables import (
     LABEL_NAMES,
     UNDECODED,
+    PathResolver,
     as_images,
     check_class_names,
     data_files,
@@ -411,20 +412,23 @@ def _open_metadata(
     folders = class_folders(data.dataset_name, images, left_out, _named_splits(data), empty)
     folders.notes.append(f"{metadata[0].name} has no label column; the classes are the folders.")
     _warn_unused(data, table.column_names, "is not used, since the folders are the classes")
-    texts = _metadata_texts(data, metadata)
     known = {os.path.normpath(file.path) for rows in folders.splits.values() for file, _ in rows}
+    texts = _metadata_texts(data, metadata, known)
     unknown = sorted({path for column in texts.values() for path in column} - known)
     if unknown:
         folders.notes.append(f"{len(unknown):,} rows of {METADATA} match no image, such as {unknown[0]}.")
     return _folder_data(data, folders, left_out, texts)
 
 
-def _metadata_texts(data: DataArguments, metadata: list[File]) -> dict[str, dict[str, str | None]]:
+def _metadata_texts(
+    data: DataArguments, metadata: list[File], known: Collection[str]
+) -> dict[str, dict[str, str | None]]:
     """Read the columns besides the paths of `metadata` files.
 
     Args:
         data: data options of the recipe.
         metadata: files of the same type.
+        known: normalized paths of the images.
 
     Returns:
         The texts by column and normalized path.
@@ -434,6 +438,7 @@ def _metadata_texts(data: DataArguments, metadata: list[File]) -> dict[str, dict
     """
     texts: dict[str, dict[str, str | None]] = {}
     for folder, table in read_tables(metadata, METADATA):
+        resolver = PathResolver(folder)
         column = image_column_of(table.features, data.image_column)
         if column is None:
             raise DataError(
@@ -451,12 +456,23 @@ def _metadata_texts(data: DataArguments, metadata: list[File]) -> dict[str, dict
                     f"image_column: row {row} of {METADATA} in {folder}: '{column}' must be a path, got {path!r}."
                     " Correct or remove the row."
                 )
-            paths.append(os.path.normpath(os.path.join(folder, path)))
+            paths.append(_metadata_path(path, resolver, known))
         for name in table.column_names:
             if name != column:
                 values = [None if value is None else str(value) for value in table[name][:]]
                 texts.setdefault(name, {}).update(zip(paths, values, strict=True))
     return texts
+
+
+def _metadata_path(path: str, resolver: PathResolver, known: Collection[str]) -> str:
+    """Return the normalized path of a row, if it can, of one of the images `known`."""
+    plain = os.path.normpath(os.path.join(resolver.folder, path))
+    if plain in known:
+        return plain
+    try:
+        return os.path.normpath(resolver.resolve(path)[0])
+    except (FileNotFoundError, ValueError):
+        return plain
 
 
 # Tables

@@ -13,6 +13,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from hfvit.data.decode import decode, image_size
+from hfvit.data.labels import read_column
 from hfvit.utils.environment import cores
 from hfvit.utils.files import remove_abandoned, temporary_file
 from hfvit.utils.threads import map_in_threads
@@ -50,9 +51,10 @@ class PixelArray:
 
 
 def cache_key(split: Dataset) -> str:
-    """Identify the images of a split by its fingerprint and where they are.
+    """Identify the images of a split by its fingerprint and their files.
 
-    The fingerprint of local files has the paths as given, so that a run can be resumed from a moved folder.
+    The fingerprint of local files has the paths as given, so that a run can be resumed from a moved folder. That of a
+    data set created from paths, as by `Dataset.from_dict`, does not change with the files.
 
     Args:
         split: data set with the column `image` (undecoded).
@@ -60,7 +62,28 @@ def cache_key(split: Dataset) -> str:
     image = split[0]["image"] or {}
     path = os.path.abspath(image["path"]) if image.get("path") and image["bytes"] is None else None
     places = [file["filename"] for file in split.cache_files]
-    return f"{split._fingerprint}-{datasets.fingerprint.Hasher.hash([path, places])}"
+    return f"{split._fingerprint}-{datasets.fingerprint.Hasher.hash(repr([path, places, _file_states(split)]))}"
+
+
+def _file_states(split: Dataset) -> list[tuple[int, int] | None]:
+    """Return size and modification time of each image file, else None."""
+    # Of all rows before a selection, so that bytes are not copied.
+    if not any(chunk.field("bytes").null_count for chunk in split.data.column("image").chunks):
+        return []
+    states = []
+    for chunk in read_column(split, "image").chunks:
+        has_bytes = chunk.field("bytes").is_valid().to_pylist()
+        for path, is_embedded in zip(chunk.field("path").to_pylist(), has_bytes, strict=True):
+            states.append(None if path is None or is_embedded else _file_state(path))
+    return states
+
+
+def _file_state(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def common_size(split: Dataset, name: str) -> tuple[int, int]:

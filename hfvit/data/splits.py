@@ -431,7 +431,7 @@ def _check_overlap(names: Mapping[str, str], lengths: Mapping[str, Mapping[str, 
         try:
             ranges[role] = ReadInstruction.from_spec(name).to_absolute(dict(lengths[role]))
         except (ValueError, AttributeError):
-            return
+            continue  # a name that `datasets` does not parse, such as night-shots
     order = list(ranges)
     for index, role in enumerate(order):
         for other in order[:index]:

@@ -12,7 +12,7 @@ from datasets.fingerprint import Hasher
 from datasets.utils.file_utils import is_local_path, xopen
 
 from hfvit.data.folders import no_split_error
-from hfvit.data.labels import SingleLabel, normalized, read_class_names
+from hfvit.data.labels import SingleLabel, as_in_training, encode_labels, normalized, read_class_names
 from hfvit.data.local import LocalData, open_local
 from hfvit.data.open_image import DEFAULT_LIMITS
 from hfvit.data.references import check_cards
@@ -92,7 +92,8 @@ def stream_splits(
         found = {role: streams[role] for role in names if role != "train"}
         for role, split in found.items():
             _check_classes(split, names[role], label_column, class_label)
-            found[role] = _two_columns(split, image_column, label_column, None, split.features[label_column], labels)
+            index_of = _class_indices(split.features[label_column], class_label, names[role], labels, class_names)
+            found[role] = _two_columns(split, image_column, label_column, None, index_of)
             rows = source.length(names[role], data.max_eval_samples)
             shown[role] = (names[role], rows, source.fingerprint(names[role]))
     else:
@@ -105,8 +106,9 @@ def stream_splits(
         shown |= {role: (names[role], len(split), split._fingerprint) for role, split in found.items()}
     if source.local:
         source.local.log()
+    index_of = _class_indices(class_label, class_label, names["train"], labels, class_names)
     return ImageSplits(
-        train=_two_columns(train, image_column, label_column, data.max_train_samples, class_label, labels),
+        train=_two_columns(train, image_column, label_column, data.max_train_samples, index_of),
         validation=found["validation"],
         test=found.get("test"),
         sources={role: names[role] for role in whole},
@@ -150,8 +152,8 @@ def _check_classes(split: IterableDataset, name: str, column: str, train: Any) -
     """
     label = split.features[column]
     both = isinstance(label, ClassLabel) and isinstance(train, ClassLabel)
-    known = set(train.names) if both else set()
-    unknown = [class_name for class_name in label.names if class_name not in known] if both else []
+    known = set(map(normalized, train.names)) if both else set()
+    unknown = [class_name for class_name in label.names if normalized(class_name) not in known] if both else []
     are_indices = [kind.dtype.startswith(("int", "uint")) for kind in (label, train)]  # ClassLabel too
     if unknown or are_indices[0] != are_indices[1]:
         raise DataError(
@@ -174,7 +176,8 @@ class _Source:
         For a data set on the Hub, it is that of all its files.
         """
         if self.local:
-            return fingerprint(self.local.splits[split].files)
+            found = self.local.splits[split]
+            return fingerprint(found.files) if found.files else found.load()._fingerprint  # of a saved data set
         return self.builder.hash
 
     @property
@@ -289,8 +292,35 @@ def _known_length(builder: DatasetBuilder, split: str, limit: int | None) -> int
     return min(info.num_examples, limit or info.num_examples)
 
 
+def _class_indices(
+    own: Any, train: Any, name: str, labels: list[str], class_names: list[str] | None
+) -> dict[Any, int] | None:
+    """Return the class index of each label, as `load_whole_splits` encodes them.
+
+    Args:
+        own: type of the label column in the split.
+        train: type of the label column in the training split.
+        name: name of the split, for messages.
+        labels: class names in the order of the logits.
+        class_names: class names that the recipe declares, or None.
+
+    Returns:
+        The class index by label, None if the labels are class indices.
+    """
+    if own.dtype in ("string", "large_string"):
+        return {label: index for index, label in enumerate(labels)}
+    numbered = own if isinstance(own, ClassLabel) else train
+    if not isinstance(numbered, ClassLabel):
+        return None
+    numbers = list(range(len(numbered.names)))
+    indices = as_in_training(numbers, own, train, name, class_names)
+    if isinstance(train, ClassLabel):
+        indices = encode_labels(train, {"train": indices}, {"train": name}, class_names)[1]["train"].tolist()
+    return None if indices == numbers else dict(zip(numbers, indices, strict=True))
+
+
 def _two_columns(
-    stream: IterableDataset, image: str, label: str, limit: int | None, feature: Any, labels: list[str]
+    stream: IterableDataset, image: str, label: str, limit: int | None, index_of: dict[Any, int] | None
 ) -> IterableDataset:
     """Select the columns `image` (undecoded) and `label` (class index) of a stream.
 
@@ -299,20 +329,12 @@ def _two_columns(
         image: image column.
         label: label column.
         limit: largest number of images. None: all.
-        feature: type of the label column.
-        labels: class names in the order of the logits.
+        index_of: class index by label, None if the labels are class indices.
     """
     stream = stream.select_columns([image, label]).cast_column(image, Image(decode=False))
-    if feature.dtype in ("string", "large_string"):
-        index_of = {name: index for index, name in enumerate(labels)}
+    if index_of is not None:
         features = datasets.Features({**stream.features, label: Value("int64")})
         stream = stream.map(_to_index, fn_kwargs={"label": label, "index_of": index_of}, features=features)
-    elif isinstance(feature, ClassLabel) and list(feature.names) != labels:
-        index_of = {name: index for index, name in enumerate(labels)}
-        order = [index_of.get(name, index) for index, name in enumerate(feature.names)]
-        features = datasets.Features({**stream.features, label: Value("int64")})
-        stream = stream.map(_to_index, fn_kwargs={"label": label, "index_of": dict(enumerate(order))},
-                            features=features)  # fmt: skip
     stream = stream.cast_column(label, Value("int64"))
     renamed = {old: new for old, new in ((image, "image"), (label, "label")) if old != new}
     stream = stream.rename_columns(renamed) if renamed else stream
@@ -321,7 +343,9 @@ def _two_columns(
 
 def _to_index(example: dict[str, Any], label: str, index_of: dict) -> dict[str, Any]:
     value = example[label]
-    return {**example, label: index_of.get(normalized(value) if isinstance(value, str) else value, -1)}
+    if isinstance(value, str):
+        value = normalized(value) if value.strip() else None
+    return {**example, label: None if value is None else index_of.get(value, -1)}
 
 
 def _written(

@@ -8,6 +8,7 @@ import io
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -536,7 +537,8 @@ class PathResolver:
     def resolve(self, path: str) -> tuple[str, os.stat_result]:
         """Return the path and the status of a regular file.
 
-        If there is no such file, spaces around the path are removed, and `\\` is read as `/`.
+        If there is no such file, spaces around the path are removed, `\\` is read as `/`, and letters with accents are
+        compared in both Unicode forms, as archives of macOS have names in NFD.
 
         Raises:
             ValueError: the path is not allowed; the message is a predicate, such as "is a URL".
@@ -546,9 +548,12 @@ class PathResolver:
             return self._resolve(path)
         except FileNotFoundError:
             posix = path.strip().replace("\\", "/")
-            if posix in ("", path):
-                raise
-            return self._resolve(posix)
+            forms = (posix, *(unicodedata.normalize(form, posix) for form in ("NFC", "NFD")))
+            for other in dict.fromkeys(forms):
+                if other not in ("", path):
+                    with suppress(FileNotFoundError):
+                        return self._resolve(other)
+            raise
 
     def _resolve(self, path: str) -> tuple[str, os.stat_result]:
         if "://" in path or path.startswith("data:"):

@@ -48,12 +48,15 @@ class TransformReader:
         for image, row, seed in zip(images["image"], images["row"], seeds, strict=True):
             decoded = decode(image, self.name, row)
             with seeded(int(seed)):
-                values.append(self._apply(decoded, row, augmentation))
+                values.append(self._apply(decoded, row, int(seed), augmentation))
         return {"pixel_values": torch.stack(values), "plan": {}}
 
-    def _apply(self, image: Image.Image, row: int, augmentation: Augmentation) -> torch.Tensor:
+    def _apply(self, image: Image.Image, row: int, seed: int, augmentation: Augmentation) -> torch.Tensor:
         try:
             if type(self.transform).__module__.split(".")[0] == "albumentations":
+                if hasattr(self.transform, "set_random_state"):
+                    # albumentations 2 draws from its own generators, not from the global ones.
+                    self.transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
                 result = self.transform(image=np.asarray(image))["image"]
             else:
                 result = self.transform(image)

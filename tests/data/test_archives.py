@@ -238,6 +238,21 @@ def test_load_splits_of_webdataset_shards_with_label_key(tmp_path):
     assert splits.labels == ["ant", "bee", "cow"]
 
 
+@pytest.mark.parametrize(("label_column", "names"), [(None, ["0", "1", "2"]), ("species", ["ant", "bee", "cow"])])
+def test_load_splits_of_webdataset_with_cls_and_json_takes_the_named_key_or_cls(tmp_path, label_column, names):
+    """The ImageNet shards of timm have both."""
+    species = ["bee", "ant", "cow"]
+    samples = [
+        {"png": image_bytes(n), "cls": b"%d" % (n % 3), "json": json.dumps({"species": species[n % 3]}).encode()}
+        for n in range(30)
+    ]
+    write_shard(tmp_path / "train-0.tar", samples)
+    splits = load_splits(str(tmp_path), label_column=label_column)
+    assert splits.labels == names
+    expected = [names.index(species[row % 3]) if label_column else row % 3 for row in range(30)]
+    assert splits.whole["train"]["label"][:] == expected
+
+
 def test_stream_splits_of_webdataset_shards_has_as_many_shards(tmp_path):
     splits = stream_splits(write_shards(tmp_path, "cls"), "val", class_names=["zebra", "ant", "cow"], test_split=None)
     assert splits.train.num_shards == 3

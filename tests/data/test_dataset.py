@@ -1,6 +1,7 @@
 """Batches of a split, cached or decoded on the fly, and samplers."""
 
 import errno
+import io
 import itertools
 import os
 import pickle
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.images import LABELS, colored_image, colored_split
-from helpers.layouts import image_bytes
+from helpers.layouts import archive_folder, image_bytes
 from helpers.messages import assert_logged, assert_names
 from helpers.splits import load_splits
 from PIL import Image
@@ -108,6 +109,36 @@ def test_pixels_of_two_folders_with_the_same_relative_name_are_their_own(tmp_pat
         assert np.array_equal(array_of(split).array, images)
         fingerprints.add(split._fingerprint)
     assert len(fingerprints) == 1  # as of a project that was moved
+
+
+def test_pixels_of_two_archives_with_the_same_relative_name_are_their_own(tmp_path, monkeypatch):
+    for project in (1, 2):
+        folder = tmp_path / str(project)
+        for label, number in itertools.product("ab", range(10)):
+            file = folder / f"photos/{label}/{number}.bmp"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(image_bytes(number * project, "BMP"))
+        archive = archive_folder(folder / "photos", folder / "photos.zip")
+        os.utime(archive, (10**9, 10**9))
+        monkeypatch.chdir(folder)
+        split = load_splits("photos.zip").train
+        images = [np.asarray(Image.open(io.BytesIO(image["bytes"]))) for image in split["image"]]
+        assert np.array_equal(array_of(split).array, images)
+
+
+def test_pixels_of_a_data_set_of_paths_are_those_of_changed_files(tmp_path):
+    """The fingerprint of `Dataset.from_dict` has the paths only."""
+    files = [tmp_path / f"{number}.bmp" for number in range(6)]
+    fingerprints = set()
+    for version in (1, 2):
+        for number, file in enumerate(files):
+            file.write_bytes(image_bytes(number + version, "BMP"))
+            os.utime(file, (10**9, 10**9 + version * (number == 5)))
+        split = datasets.Dataset.from_dict({"image": list(map(str, files)), "row": range(6)})
+        split = split.cast_column("image", datasets.Image(decode=False))
+        assert np.array_equal(array_of(split).array[5], np.asarray(Image.open(files[5])))
+        fingerprints.add(split._fingerprint)
+    assert len(fingerprints) == 1
 
 
 def test_killed_writer_leaves_no_cache_file(monkeypatch):

@@ -1,12 +1,15 @@
 """Streamed evaluation splits: division, order, metrics, limits and errors."""
 
 import itertools
+import os
+import shutil
 
 import datasets
 import numpy as np
 import pytest
 import torch
 from helpers.images import LABELS, colored_split
+from helpers.layouts import image_bytes, write_shard
 from helpers.messages import assert_logged, assert_names
 from helpers.micro_trainer import make_trainer, weights
 from helpers.shards import ROWS, with_card, write_shards
@@ -122,6 +125,33 @@ def test_stored_labels_are_those_of_the_label_column_and_the_class_order(tmp_pat
     for options, labels in expected:
         splits = stream_splits(str(tmp_path), **options)
         assert store_stream(splits.test, "test", splits.metadata, None)["label"][:] == labels.tolist()
+
+
+def test_stored_rows_of_a_saved_data_set_are_those_of_its_last_version(tmp_path):
+    split = colored_split(20, 1)
+    fingerprints = set()
+    for labels in (split["label"][:], [2 - label for label in split["label"]]):
+        changed = split.remove_columns("label").add_column("label", labels, feature=split.features["label"])
+        shutil.rmtree(tmp_path / "saved", ignore_errors=True)
+        datasets.DatasetDict({"train": changed, "validation": changed}).save_to_disk(tmp_path / "saved")
+        splits = stream_splits(str(tmp_path / "saved"), test_split=None)
+        stored = store_stream(splits.validation, "validation", splits.metadata, None)
+        assert stored["label"][:] == labels
+        fingerprints.add(splits.metadata["splits"]["train"]["fingerprint"])
+    assert len(fingerprints) == 2
+
+
+def test_stored_rows_of_two_folders_with_the_same_relative_name_are_their_own(tmp_path, monkeypatch):
+    for project in (1, 2):
+        folder = tmp_path / str(project)
+        images = [image_bytes(number * project, "BMP") for number in range(6)]
+        samples = [{"bmp": content, "cls": b"%d" % (number % 2)} for number, content in enumerate(images)]
+        for name in ("train", "val"):
+            os.utime(write_shard(folder / f"data/{name}-0.tar", samples), (10**9, 10**9))
+        monkeypatch.chdir(folder)
+        splits = stream_splits("data", "val", class_names=["a", "b"], test_split=None)
+        stored = store_stream(splits.validation, "validation", splits.metadata, None)
+        assert [image["bytes"] for image in stored["image"]] == images
 
 
 def test_full_evaluation_in_bfloat16_equals_that_of_the_loaded_split(shards, tmp_path):

@@ -338,6 +338,12 @@ def test_load_splits_with_slices_that_overlap_counts_the_images(tmp_path, argume
         load_splits(str(tmp_path), **arguments)
 
 
+def test_load_splits_with_slices_that_overlap_beside_a_split_with_a_dash_counts_the_images(tmp_path):
+    write_images(tmp_path, {f"{split}/{label}": 10 for split in ("train", "night-shots") for label in CLASSES})
+    with pytest.raises(DataError, match=r"^validation_split: .*\b2\b"):
+        load_splits(str(tmp_path), train_split="train[:90%]", validation_split="train[80%:]", test_split="night-shots")
+
+
 def test_load_splits_with_test_as_validation_split_has_no_test_split(tmp_path, caplog):
     write_images(tmp_path, split_counts("test", CLASSES, CLASSES))
     splits = load_splits(str(tmp_path), validation_split="test")

@@ -43,6 +43,15 @@ def test_load_splits_with_group_column_holds_out_whole_groups(tmp_path):
         assert len(splits[role]) == 4 * len(found[role])
 
 
+@pytest.mark.parametrize(
+    "other", ["P\u00e9{} ", " P\u00e9{}", "Pe\u0301{}"], ids=["space behind", "space before", "NFD"]
+)
+def test_load_splits_with_groups_that_differ_in_spaces_or_unicode_form_holds_out_whole_groups(tmp_path, other):
+    groups = [(other if row % 2 else "P\u00e9{}").format(row // 4) for row in range(120)]
+    found = patients(load_splits(write_scans(tmp_path, groups), group_column="patient_id", validation_fraction=0.2))
+    assert sum(map(len, found.values())) == PATIENTS == len(set.union(*found.values()))
+
+
 def test_load_splits_with_group_column_and_folds_divides_groups(tmp_path):
     table = write_scans(tmp_path, groups=[f"P{row % PATIENTS}" for row in range(120)])
     options = {"group_column": "patient_id", "test_fraction": 0.2, "folds": 4}

@@ -1,6 +1,7 @@
 """Splits: columns, labels, held-out images, and errors."""
 
 import time
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -96,6 +97,41 @@ def test_load_splits_with_class_names_matches_those_of_another_split(tmp_path, k
     assert streamed.test["label"][:] == [2, 1, 0]
     expected = load_splits(name, class_names=names).train["label"][:]
     assert [row["label"] for row in streamed.train] == expected
+
+
+STREAMED_CLASSES = {
+    "indices of numbers": (["1", "0", "2"], Value("int64"), ["zero", "one", "two"], [1, 0, 2]),
+    "numbers": (["1", "0", "2"], ClassLabel(names=["2", "1", "0"]), ["zero", "one", "two"], [2, 1, 0]),
+    "NFD": (["cafe\u0301", "bar", "tea"], ClassLabel(names=["bar", "tea", "cafe\u0301"]), None, [1, 2, 0]),
+    "NFC": (["cafe\u0301", "bar", "tea"], ClassLabel(names=["bar", "tea", "caf\u00e9"]), None, [1, 2, 0]),
+}
+
+
+@pytest.mark.parametrize("kind", STREAMED_CLASSES)
+def test_stream_splits_encodes_classes_as_load_splits(tmp_path, kind):
+    trained, evaluated, class_names, expected = STREAMED_CLASSES[kind]
+    test = make_split([0, 1, 2], {"label": evaluated})
+    train = make_split([0, 1, 2] * 5, {"label": ClassLabel(names=trained)})
+    name = save(tmp_path, train=train, validation=test, test=test)
+    whole = load_splits(name, class_names=class_names)
+    assert whole.test["label"][:] == expected
+    for stream_evaluation in (False, True):
+        streamed = stream_splits(name, class_names=class_names, stream_evaluation=stream_evaluation)
+        assert streamed.labels == whole.labels
+        assert [row["label"] for row in streamed.train] == whole.train["label"][:]
+        assert [row["label"] for row in streamed.validation] == expected
+
+
+@pytest.mark.parametrize("stream_evaluation", [False, True])
+def test_stream_splits_of_numbered_folders_takes_the_name_of_each_number(tmp_path, stream_evaluation):
+    """Folders are sorted as text: 0, 1, 10, 11, 2, ..."""
+    write_images(tmp_path, {f"{split}/{number}": 1 for split in ("train", "val", "test") for number in range(12)})
+    names = [f"species {number}" for number in range(12)]
+    splits = stream_splits(str(tmp_path), "val", class_names=names, stream_evaluation=stream_evaluation)
+    assert splits.labels == names
+    for role in ("train", "validation", "test"):
+        found = [(int(Path(row["image"]["path"]).parent.name), row["label"]) for row in splits[role]]
+        assert sorted(found) == [(number, number) for number in range(12)]
 
 
 @pytest.mark.parametrize("missing", [None, "", " "])

@@ -350,6 +350,17 @@ def test_wrong_label_in_the_stream_names_the_row(tmp_path, label, data):
     assert_names(caught.value, *data)
 
 
+@pytest.mark.parametrize("missing", [None, " "])
+def test_missing_name_in_the_stream_is_a_missing_label(tmp_path, missing):
+    split = colored_split(12, 1).remove_columns("label").add_column("label", ["a", "b", missing] * 4)
+    for name in ("train", "validation"):
+        split.to_parquet(tmp_path / "data" / f"{name}-00000-of-00001.parquet")
+    splits = stream_splits(str(tmp_path), class_names=["a", "b"], test_split=None)
+    augmentation = Augmentation(**AUGMENTATION, **WHOLE)
+    with pytest.raises(DataError, match=r"'train'.*\bmissing\b.*\blabel_column\b"):
+        next(iter(ImageStream(splits.train, "train", 12, 2, augmentation, 12, buffer_size=1)))
+
+
 def test_unreadable_file_in_the_stream_raises_data_error(sharded, tmp_path):
     shutil.copytree(sharded, tmp_path / "set")
     stream = stream_of(tmp_path / "set")

@@ -4,6 +4,7 @@ import base64
 import csv
 import json
 import os
+import unicodedata
 from pathlib import Path
 
 import datasets
@@ -164,7 +165,7 @@ def test_load_splits_of_metadata_with_missing_texts_keeps_them_missing(tmp_path,
         assert (text is None) == ("dog" in image["path"])
 
 
-@pytest.mark.parametrize("prefix", ["./", "cat/../", ".//"])
+@pytest.mark.parametrize("prefix", ["./", "cat/../", ".//", " ", ".\\"])
 def test_load_splits_of_metadata_normalizes_paths(tmp_path, prefix):
     root = write_captions(tmp_path / "a", [(prefix + path, text) for path, text in CAPTIONS])
     splits = load_splits(root, text_column="caption")
@@ -612,6 +613,15 @@ def test_load_splits_of_paths_with_backslashes_or_spaces_finds_the_files(tmp_pat
     expected = paths(load_splits(str(write_table(tmp_path / f"a.{kind}", rows))), "train")
     changed = [{**row, "image": change(row["image"])} for row in rows]
     assert paths(load_splits(str(write_table(tmp_path / f"b.{kind}", changed))), "train") == expected
+
+
+@pytest.mark.parametrize(("on_disk", "in_table"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_load_splits_of_paths_in_another_unicode_form_finds_the_files(tmp_path, on_disk, in_table):
+    rows = path_rows(tmp_path, {unicodedata.normalize(on_disk, "caf\u00e9"): 20, "dog": 40})
+    expected = paths(load_splits(str(write_table(tmp_path / "a.csv", rows))), "train")
+    changed = [{**row, "image": unicodedata.normalize(in_table, row["image"])} for row in rows]
+    assert changed != rows
+    assert paths(load_splits(str(write_table(tmp_path / "b.csv", changed))), "train") == expected
 
 
 def test_load_splits_of_a_path_with_a_backslash_in_its_name_takes_that_file(tmp_path):

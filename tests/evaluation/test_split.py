@@ -58,6 +58,16 @@ def test_folder_without_splits_names_the_split_of_all_its_images(model, tmp_path
     assert evaluation_split(model, dataset_name=folder, split="train").labels.tolist() == [2, 2, 2, 0, 0]
 
 
+@pytest.mark.parametrize("options", [{}, {"folds": 3, "fold": 1}], ids=["fraction", "fold"])
+def test_splits_of_a_folder_without_splits_are_those_that_training_held_out(model, tmp_path, options):
+    folder = str(write_images(tmp_path / "photos", dict.fromkeys(LABELS, 20)))
+    trained = load_splits(folder, seed=3, **options)
+    write_recipe(model, dataset_name=folder, seed=3, **options)
+    source = trained.metadata["splits"]["test"]["source"]
+    for split, role in ((None, "validation"), ("test", "test"), (source, "test")):
+        assert evaluation_split(model, split=split).dataset["row"][:] == trained[role]["row"][:]
+
+
 def test_text_labels_are_matched_by_name(model, tmp_path):
     write_configs(model, ["7", "9", "8"])
     split = colored_split(9, 0)
