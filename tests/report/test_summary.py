@@ -131,6 +131,19 @@ def test_card_lists_exports_and_their_usage(tmp_path):
     assert "onnxruntime" not in render_card(make_record(), "x", "user/x")
 
 
+@pytest.mark.parametrize(
+    ("reference", "shown"),
+    [("out", True), ("user/x@v1", True), ("onnx/model.onnx", False), ("1/model.plan", False), (None, True)],
+)
+def test_agreement_with_pytorch_is_that_with_a_checkpoint(tmp_path, reference, shown):
+    row = artifact_result("onnx/model.onnx", agreement=0.99, max_logit_difference=0.25)
+    gate = make_gate(row).of(row, reference and artifact_result(reference))
+    ExportRecord(files={"model.onnx": exported_file(gate=gate)}).save(tmp_path)
+    (tmp_path / "model.onnx").touch()
+    (found,) = export_rows(tmp_path)
+    assert (found.score, found.difference, found.agreement) == ("94.80%", *(("0.25", "99.00%") if shown else ("", "")))
+
+
 def test_user_text_in_the_card_is_kept_by_the_next_run(tmp_path):
     path = write_model_card(make_record(), tmp_path)
     path.write_text(path.read_text() + "\n## Thanks\n\nTo all.\n")
