@@ -101,12 +101,17 @@ def check_same_model(folder: Path, config: dict, weights: str | None) -> None:
     """
     path = folder / CONFIG_FILE
     recorded_weights = ExportRecord.load(folder).weights_sha256
-    differs = path.exists() and read_object(path) != json.loads(json.dumps(config))
+    differs = path.exists() and _without_version(read_object(path)) != _without_version(json.loads(json.dumps(config)))
     if differs or recorded_weights not in (None, weights):
         difference = f"another {CONFIG_FILE}" if differs else "other weights"
         raise ModelError(
             f"output: {folder} has exports of another model ({difference}). Choose another folder, or delete it."
         )
+
+
+def _without_version(config: dict) -> dict:
+    """Return a configuration without the version of transformers that wrote it."""
+    return {key: value for key, value in config.items() if key != "transformers_version"}
 
 
 @contextmanager
