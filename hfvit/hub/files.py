@@ -257,7 +257,7 @@ def _export(root: Path, name: str) -> dict[str, Path]:
         with _name_file_in_errors(root / "config.json"):
             labels = _labels(checkpoint_config)
         with _name_file_in_errors(config):
-            exported = list((export_config.get("id2label") or {}).values())
+            exported = _labels({"id2label": export_config.get("id2label")})
         if labels and labels != exported:
             raise PushArgumentError(
                 f"--include {name}: the classes of {config.parent} differ from the checkpoint's. Export it again."
@@ -312,8 +312,11 @@ def _check_not_a_link(path: Path) -> None:
 
 
 def _labels(config: dict) -> list[str]:
-    """Return the class names of a checkpoint's config.json."""
-    return config.get("label_names") or list((config.get("id2label") or {}).values())
+    """Return the class names of a config.json, in the order of the logits."""
+    if names := config.get("label_names"):
+        return names
+    by_index = {int(index): name for index, name in (config.get("id2label") or {}).items()}
+    return [by_index[index] for index in sorted(by_index)]  # files may have 0, 1, 10, 11, ..., 2
 
 
 def _read_json(path: Path) -> dict:
