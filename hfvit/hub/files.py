@@ -143,8 +143,11 @@ def files_to_push(
         for path, file in _matching(root, "", (*ROOT, *PLOTS))
         if not any(fnmatch(path, pattern) for pattern in PLOTS_WITH_IMAGES)
     }
-    if record and _adapter_files(record):
-        found |= dict(_matching(root, f"{ADAPTER_FOLDER}/", ADAPTER_FILES))
+    if record:
+        for name in (SoupRecord.FILE, ExtensionRecord.FILE):  # of weights that the run has replaced
+            found.pop(name, None)
+        if _adapter_files(record):
+            found |= dict(_matching(root, f"{ADAPTER_FOLDER}/", ADAPTER_FILES))
     for export in include:
         found |= _export(root, export)
     for name in REDACTED_FILES:
