@@ -121,7 +121,10 @@ def push(
             raise TypeError(f"{option}: must be True or False, got {value!r}.")
     if isinstance(include, str) or not isinstance(include, Iterable):
         raise TypeError(f"include: must be a list of exports, got {include!r}.")
-    return push_to(folder, Destination(repo_id, private, revision, create_pr, token), tuple(include), message)
+    include = tuple(include)
+    if unknown := [name for name in include if name not in list(EXPORTS)]:
+        raise PushArgumentError(f"include: must be of {', '.join(EXPORTS)}, got {unknown[0]!r}.")
+    return push_to(folder, Destination(repo_id, private, revision, create_pr, token), include, message)
 
 
 def push_to(
