@@ -109,7 +109,11 @@ class PushedFile:
 
 
 def files_to_push(
-    folder: str | Path, repo_id: str, include: tuple[str, ...] = (), hub_card: str = ""
+    folder: str | Path,
+    repo_id: str,
+    include: tuple[str, ...] = (),
+    hub_card: str = "",
+    revision: str | None = None,
 ) -> list[PushedFile]:
     """Select the files to push, sorted by path.
 
@@ -122,6 +126,7 @@ def files_to_push(
         repo_id: repository to push to, `user/name`.
         include: exports to push, of `onnx`, `openvino`, `executorch` and `tensorrt`.
         hub_card: model card in the repository, empty if it has none.
+        revision: branch to push to. Default: main.
 
     Raises:
         PushArgumentError: the folder has no checkpoint, or an export is missing or of another model.
@@ -163,7 +168,7 @@ def files_to_push(
         with _name_file_in_errors(root / RUN_FILE):
             earlier = (hub_card, local_card)
             plots = any(path.startswith("plots/") for path in found)
-            card = render_card(record, repo_id.split("/")[-1], repo_id, exports, earlier, plots)
+            card = render_card(record, repo_id.split("/")[-1], repo_id, exports, earlier, plots, revision)
         found[CARD_FILE] = card.encode()
         if result := eval_results_file(record):
             found[result[0]] = result[1].encode()

@@ -331,7 +331,9 @@ def test_push_to_branch_or_pull_request_does_not_change_main(trained, hub, onlin
     assert push_to(trained, Destination("another/theirs", create_pr=True)) == f"{hub.url}/another/theirs/discussions/1"
     push_to(trained, Destination("user/branches", revision="next"))
     assert set(hub.model("another/theirs").files()) == set(hub.model("user/branches").files()) == {".gitattributes"}
-    assert set(hub.model("user/branches").files("next")) == PUSHED | {".gitattributes"}
+    files = hub.model("user/branches").files("next")
+    assert set(files) == PUSHED | {".gitattributes"}
+    assert "user/branches/resolve/next/plots/" in files["README.md"].decode()
 
 
 def test_edits_of_the_local_and_the_pushed_card_are_kept(out, hub, online):

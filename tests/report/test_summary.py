@@ -81,6 +81,8 @@ def test_summary_table_has_calibration_if_fitted():
 def test_dark_plots_of_a_pushed_card_have_absolute_urls():
     card = render_card(make_record(), "x", "user/x")
     assert 'srcset="https://huggingface.co/user/x/resolve/main/plots/reliability_dark.png"' in card
+    card = render_card(make_record(), "x", "user/x", revision="next/try")
+    assert 'srcset="https://huggingface.co/user/x/resolve/next%2Ftry/plots/reliability_dark.png"' in card
 
 
 def test_eval_results_file_of_a_hub_data_set():
