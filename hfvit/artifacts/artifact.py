@@ -135,6 +135,20 @@ def find_artifact(path: str | Path) -> Artifact:
     return _file_artifact((preferred or graphs)[0])
 
 
+def revision_arguments(path: str | Path, revision: str | None) -> dict[str, str]:
+    """Return the arguments of `from_pretrained` for a revision of an artifact.
+
+    Raises:
+        ModelError: there is no artifact, or it is local and has no revision.
+    """
+    artifact = find_artifact(path)
+    if revision is None:
+        return {}
+    if artifact.folder is not None:
+        raise ModelError(f"--revision: only used with a Hub id, but {path} is local.")
+    return {"revision": revision}
+
+
 def _file_artifact(file: Path) -> Artifact:
     """Create the artifact of an ONNX file, OpenVINO file or engine.
 
