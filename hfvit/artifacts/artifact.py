@@ -20,6 +20,7 @@ ONNX_SUFFIX, OPENVINO_SUFFIX, EXECUTORCH_SUFFIX = ".onnx", ".xml", ".pte"
 DEFAULT_GRAPHS = {
     ONNX_SUFFIX: "model.onnx", OPENVINO_SUFFIX: "openvino_model.xml", EXECUTORCH_SUFFIX: "model.pte",
 }  # fmt: skip
+FILE_SUFFIXES = (*DEFAULT_GRAPHS, *ENGINE_SUFFIXES)  # of all exports
 EXPORT_FOLDERS = ("onnx", "openvino", "executorch")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
 
@@ -110,7 +111,7 @@ def find_artifact(path: str | Path) -> Artifact:
     if not str(path):  # would be the current folder
         raise ModelError("model: must be a path or Hub id, got ''.")
     file = expand_user(path)
-    if file.suffix in (*DEFAULT_GRAPHS, *ENGINE_SUFFIXES):
+    if file.suffix in FILE_SUFFIXES:
         if not os.path.isfile(file):
             raise ModelError(f"{path}: no such file.{_other_graphs(file)}")
         return _file_artifact(file)
@@ -132,6 +133,20 @@ def find_artifact(path: str | Path) -> Artifact:
         names = ", ".join(str(graph.relative_to(folder)) for graph in graphs)
         raise ModelError(f"{path}: several files, and none is {default}. Pass one of {names}.")
     return _file_artifact((preferred or graphs)[0])
+
+
+def revision_arguments(path: str | Path, revision: str | None) -> dict[str, str]:
+    """Return the arguments of `from_pretrained` for a revision of an artifact.
+
+    Raises:
+        ModelError: there is no artifact, or it is local and has no revision.
+    """
+    artifact = find_artifact(path)
+    if revision is None:
+        return {}
+    if artifact.folder is not None:
+        raise ModelError(f"--revision: only used with a Hub id, but {path} is local.")
+    return {"revision": revision}
 
 
 def _file_artifact(file: Path) -> Artifact:

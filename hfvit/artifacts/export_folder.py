@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from hfvit.artifacts.artifact import FILE_SUFFIXES
 from hfvit.artifacts.constants import CONFIG_FILE, ENGINE_RECORD_FILE, EXPORT_FILE
 from hfvit.artifacts.engine_record import EngineRecord
 from hfvit.artifacts.export_record import ExportRecord, Parity
@@ -100,12 +101,17 @@ def check_same_model(folder: Path, config: dict, weights: str | None) -> None:
     """
     path = folder / CONFIG_FILE
     recorded_weights = ExportRecord.load(folder).weights_sha256
-    differs = path.exists() and read_object(path) != json.loads(json.dumps(config))
+    differs = path.exists() and _without_version(read_object(path)) != _without_version(json.loads(json.dumps(config)))
     if differs or recorded_weights not in (None, weights):
         difference = f"another {CONFIG_FILE}" if differs else "other weights"
         raise ModelError(
             f"output: {folder} has exports of another model ({difference}). Choose another folder, or delete it."
         )
+
+
+def _without_version(config: dict) -> dict:
+    """Return a configuration without the version of transformers that wrote it."""
+    return {key: value for key, value in config.items() if key != "transformers_version"}
 
 
 @contextmanager
@@ -207,7 +213,10 @@ def find_exports(output_dir: str | Path, record: RunRecord) -> tuple[dict[str, l
 
 
 def _row(folder: Path, name: str, count: int, parity: Parity | None, gate: ArtifactGate | None) -> ExportRow:
-    difference = gate.max_logit_difference if gate else None
+    # `hfvit validate` also compares an export with itself or with another one.
+    reference = gate.reference.artifact if gate and gate.reference else ""
+    with_pytorch = gate if not reference.endswith(FILE_SUFFIXES) else None
+    difference = with_pytorch.max_logit_difference if with_pytorch else None
     if parity:
         difference = parity.max_abs_difference
     return ExportRow(
@@ -216,5 +225,5 @@ def _row(folder: Path, name: str, count: int, parity: Parity | None, gate: Artif
         size=size(count),
         difference="" if difference is None else f"{difference:.2g}",
         score=f"{gate.score.value:.2%}" if gate else "",
-        agreement=f"{gate.agreement:.2%}" if gate else "",
+        agreement=f"{with_pytorch.agreement:.2%}" if with_pytorch else "",
     )

@@ -2,7 +2,7 @@
 
 import argparse
 
-from hfvit.cli.options import add_batch_and_device, exit_codes, positive_int
+from hfvit.cli.options import add_batch_and_device, add_revision, exit_codes, positive_int
 from hfvit.errors import printable
 from hfvit.utils.collector import importing
 from hfvit.utils.formatting import shortened
@@ -37,15 +37,16 @@ def add(commands) -> None:
     parser.add_argument(
         "--max_samples", type=positive_int, default=5000, help="largest number of them, sampled [%(default)s]"
     )
+    add_revision(parser)
     add_batch_and_device(parser)
     parser.set_defaults(command=extend)
 
 
 def extend(options: argparse.Namespace) -> None:
     """Run `hfvit extend RUN FOLDER --output_dir DIR`."""
-    from hfvit.artifacts.artifact import find_artifact
+    from hfvit.artifacts.artifact import revision_arguments
 
-    find_artifact(options.run)
+    revision_arguments(options.run, options.revision)
     with importing():
         quiet_libraries()
         hide_data_bars()
@@ -60,6 +61,7 @@ def extend(options: argparse.Namespace) -> None:
         max_samples=options.max_samples,
         batch_size=options.batch_size,
         device=options.device,
+        revision=options.revision,
     )
     old = f"{record.old_accuracy:.2%} ({record.old_accuracy_before:.2%} without new classes)"
     new = "not measured" if record.new_accuracy is None else f"{record.new_accuracy:.2%} (leave-one-out)"

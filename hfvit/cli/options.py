@@ -5,7 +5,7 @@ import math
 from difflib import get_close_matches
 from typing import NoReturn
 
-from hfvit.errors import EXIT_CODES, MIN_SIMILARITY, HFViTError, nearest, printable
+from hfvit.errors import EXIT_CODES, MIN_SIMILARITY, nearest, printable
 from hfvit.recipe.arguments import TTA
 
 ARTIFACT_KINDS = "checkpoint folder, Hub id, .onnx file, TensorRT engine or export folder"
@@ -118,7 +118,7 @@ def _number(text: str) -> float:
 
 
 def add_revision(parser: argparse.ArgumentParser) -> None:
-    """Add --revision of ARTIFACT."""
+    """Add --revision of the command's artifact."""
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id [main]")
 
 
@@ -126,17 +126,11 @@ def hub_options(options: argparse.Namespace) -> dict[str, str]:
     """Find ARTIFACT, and return the arguments of `load_classifier` for --revision.
 
     Raises:
-        ModelError: there is no artifact.
-        HFViTError: --revision is given for a local artifact.
+        ModelError: there is no artifact, or --revision is given for a local one.
     """
-    from hfvit.artifacts.artifact import find_artifact  # imports NumPy
+    from hfvit.artifacts.artifact import revision_arguments  # imports NumPy
 
-    artifact = find_artifact(options.artifact)
-    if options.revision is None:
-        return {}
-    if artifact.folder is not None:
-        raise HFViTError(f"--revision: only used with a Hub id, but {options.artifact} is local.")
-    return {"revision": options.revision}
+    return revision_arguments(options.artifact, options.revision)
 
 
 def add_batch_and_device(parser: argparse.ArgumentParser) -> None:

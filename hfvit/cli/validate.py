@@ -52,6 +52,7 @@ def add(commands) -> None:
     )
     parser.add_argument("reference", metavar="REFERENCE", help=ARTIFACT_KINDS)
     parser.add_argument("others", metavar="OTHER", nargs="*", help="artifacts to compare with the reference")
+    parser.add_argument("--revision", help="branch, tag or commit of REFERENCE, if it is a Hub id [main]")
     data = parser.add_argument_group("data")
     data.add_argument("--dataset_name", help="Hub id, folder or 'digits' [the recipe's]")
     data.add_argument("--dataset_config_name", help="configuration of the data set, if it has several")
@@ -84,13 +85,13 @@ def add(commands) -> None:
 
 def validate(options: argparse.Namespace) -> None:
     """Run `hfvit validate REFERENCE [OTHER ...]`."""
-    from hfvit.artifacts.artifact import find_artifact
+    from hfvit.artifacts.artifact import find_artifact, revision_arguments
     from hfvit.utils.files import check_writable, expand_user, output_file
 
     if not (options.others or options.patch_size or options.merge_tokens or options.bf16 or options.tta):
         refuse_unused(options, LIMITS, "limits an OTHER or variant, but only REFERENCE is evaluated")
-    paths = [options.reference, *options.others]
-    for path in paths:
+    revision_arguments(options.reference, options.revision)
+    for path in options.others:
         find_artifact(path)  # before torch is imported, so that a wrong path is reported at once
     providers = parse_providers(options)
     output = output_file(options.output, "--output")
@@ -122,6 +123,7 @@ def validate(options: argparse.Namespace) -> None:
         device=options.device,
         threads=options.threads,
         providers=providers,
+        revision=options.revision,
     )
     print(comparison.table())
     if options.per_class and comparison.metrics is not None:

@@ -624,7 +624,7 @@ def record(comparison: Comparison, paths: Sequence[str | Path]) -> list[Path]:
     artifacts = [find_artifact(path) for path in paths]
     base = artifacts[0].folder if artifacts[0].is_checkpoint else None
     rows = [
-        replace(row, artifact=_redacted_name(artifact, base))
+        replace(row, artifact=_redacted_name(artifact, base) or row.artifact)
         for row, artifact in zip(comparison.rows, artifacts, strict=True)
     ]
     gate = replace(comparison.gate, artifacts=rows)
@@ -667,7 +667,7 @@ def _export_folder(artifact: Artifact) -> Path | None:
     return artifact.folder if is_known else None
 
 
-def _redacted_name(artifact: Artifact, base: Path | None) -> str:
+def _redacted_name(artifact: Artifact, base: Path | None) -> str | None:
     """Name an artifact without local folders.
 
     Args:
@@ -675,11 +675,11 @@ def _redacted_name(artifact: Artifact, base: Path | None) -> str:
         base: folder of the reference.
 
     Returns:
-        The path relative to `base`, the last two parts of another path, or the Hub id.
+        The path relative to `base`, or the last two parts of another path; None for a Hub id.
     """
     path = artifact.file or artifact.folder
     if path is None:
-        return artifact.source
+        return None
     path = path.resolve()
     if base and path != base.resolve() and path.is_relative_to(base.resolve()):
         return path.relative_to(base.resolve()).as_posix()

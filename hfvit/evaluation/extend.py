@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import hfvit
+from hfvit.artifacts.artifact import revision_arguments
 from hfvit.artifacts.constants import PREPROCESSOR_FILE
 from hfvit.artifacts.extension_record import ExtensionRecord
 from hfvit.data.decode import find_images, is_hidden, read_image
@@ -42,6 +43,7 @@ def extend(
     max_samples: int | None = 5000,
     batch_size: int | None = None,
     device: str | torch.device | None = None,
+    revision: str | None = None,
 ) -> ExtensionRecord:
     """Add the classes of a folder to a checkpoint, and save the larger checkpoint.
 
@@ -60,6 +62,7 @@ def extend(
         max_samples: largest number of labeled images of the old classes, sampled. None: all.
         batch_size: number of images per forward pass. Default: that of the device.
         device: `cpu`, `cuda`, ... Default: CUDA if available.
+        revision: branch, tag or commit of the run, if it is a Hub id. Default: main.
 
     Returns:
         Accuracies of old and new classes, also saved as extension.json.
@@ -70,16 +73,17 @@ def extend(
     """
     check_integer("max_samples", max_samples)
     check_integer("batch_size", batch_size)
+    hub = revision_arguments(run, revision)
     with empty_folder(output_dir) as target:
         images = _images_by_class(folder)
-        classifier = load_classifier(run, device)
+        classifier = load_classifier(run, device, **hub)
         head = _linear_head(classifier)
         known = sorted(set(images) & set(map(normalized, classifier.labels)))
         if known:
             raise DataError(
                 f"FOLDER: {_listed(known)} of {folder} are already classes of {run}. Rename or remove them."
             )
-        old = evaluation_split(run, dataset_name=dataset_name, split=split, max_samples=max_samples)
+        old = evaluation_split(run, dataset_name=dataset_name, split=split, max_samples=max_samples, revision=revision)
         old_features = embed(classifier, old.images(), batch_size=batch_size)
         new = {name: _read_features(classifier, name, files, batch_size) for name, files in images.items()}
         weight, bias = (tensor.detach().float().cpu().numpy() for tensor in (head.weight, head.bias))
@@ -89,7 +93,7 @@ def extend(
         logits = judged @ weight.T + bias
         extended = np.concatenate([logits, judged @ rows.weight.T + rows.bias], axis=1)
         with kept_state(), hidden_loading_bars():  # the new head is initialized before it is replaced
-            _save(run, list(images), rows, target)
+            _save(run, hub, list(images), rows, target)
         record = ExtensionRecord(
             hfvit_version=hfvit.__version__,
             new_classes=list(images),
@@ -286,17 +290,18 @@ def _linear_head(classifier: Classifier) -> nn.Linear:
     return head
 
 
-def _save(run: str | Path, names: list[str], rows: Rows, target: Path) -> None:
+def _save(run: str | Path, hub: dict[str, str], names: list[str], rows: Rows, target: Path) -> None:
     """Save the checkpoint with the rows of the new classes.
 
     Args:
         run: checkpoint folder or Hub id.
+        hub: arguments of `from_pretrained` for the Hub.
         names: new classes.
         rows: their rows of the head.
         target: output folder.
     """
-    old = HFViTForImageClassification.from_pretrained(run)
-    model = HFViTForImageClassification.from_pretrained(run, labels=[*old.config.label_names, *names])
+    old = HFViTForImageClassification.from_pretrained(run, **hub)
+    model = HFViTForImageClassification.from_pretrained(run, labels=[*old.config.label_names, *names], **hub)
     with torch.no_grad():
         for parameter, before, added in zip(
             classifier_parameters(model.timm_model),

@@ -21,7 +21,7 @@ from hfvit.models.modeling import HFViTForImageClassification
 from hfvit.models.soup import Weights, cook_soup
 from hfvit.recipe.arguments import DROP_RATES, GREEDY, SOUPS
 from hfvit.utils.checks import check_integer
-from hfvit.utils.files import write_object
+from hfvit.utils.files import expand_user, write_object
 from hfvit.utils.quiet import hidden_loading_bars
 
 # Values of a configuration that all members of a soup must share.
@@ -46,7 +46,8 @@ def soup(
     See https://arxiv.org/abs/2203.05482.
 
     Args:
-        runs: two or more output folders or Hub ids, of one architecture with the same classes.
+        runs: two or more output folders or Hub ids, of one architecture with the same classes. One that is passed
+            twice counts once.
         output_dir: folder for the checkpoint, which must be empty or new.
         kind: "greedy" to add one run after the other, the best first, as long as the accuracy or mAP does not drop;
             "uniform" for the mean of all.
@@ -70,9 +71,9 @@ def soup(
     check_integer("max_samples", max_samples)
     check_integer("batch_size", batch_size)
     runs = [runs] if isinstance(runs, str | Path) else runs
-    names = [str(Path(run)) for run in runs]  # `a/` is `a`
-    if len(set(names)) < 2:
-        raise ModelError(f"RUN: must be two or more different runs, got {len(set(names))}. Pass more runs.")
+    names = list(dict.fromkeys(str(expand_user(run)) for run in runs))  # `a/` is `a`
+    if len(names) < 2:
+        raise ModelError(f"RUN: must be two or more different runs, got {len(names)}. Pass more runs.")
     config = check_same_networks(names)
     with empty_folder(output_dir) as target:
         if dataset_name is None and split is None:

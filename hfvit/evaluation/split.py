@@ -10,7 +10,7 @@ from datasets import Dataset, IterableDataset
 from PIL import Image
 
 import hfvit.models.image_text  # noqa: F401
-from hfvit.artifacts.artifact import find_artifact, read_head
+from hfvit.artifacts.artifact import find_artifact, read_head, revision_arguments
 from hfvit.artifacts.constants import RECIPE_FILE
 from hfvit.artifacts.gate import EvaluationData
 from hfvit.data.decode import decode
@@ -84,6 +84,7 @@ def evaluation_split(
     text_column: str | None = None,
     max_samples: int | None = None,
     seed: int = 42,
+    revision: str | None = None,
 ) -> EvaluationSplit:
     """Load a labeled split to evaluate a classifier on.
 
@@ -98,6 +99,7 @@ def evaluation_split(
         text_column: name of the text column. Default: the recipe's.
         max_samples: number of images, sampled with `seed`. Default: all.
         seed: seed of `max_samples`.
+        revision: branch, tag or commit of a Hub id. Default: main.
 
     Raises:
         DataError: the data cannot be loaded, or has classes that the model lacks.
@@ -105,7 +107,7 @@ def evaluation_split(
     if dataset_name is not None:
         check_name("dataset_name", dataset_name, SAVE_DATASET)
     artifact = find_artifact(checkpoint)
-    head = read_head(artifact)
+    head = read_head(artifact, **revision_arguments(checkpoint, revision))
     labels = head.labels
     multi_label = head.config.problem_type == MULTI_LABEL
     columns = {"image_column": image_column, "label_column": label_column, "text_column": text_column}

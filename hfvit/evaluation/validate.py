@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from hfvit.artifacts.artifact import revision_arguments
 from hfvit.evaluation.compare import Comparison, check_recordable, compare, record
 from hfvit.evaluation.split import evaluation_split
-from hfvit.inference.classifier import check_tta, load_classifier
+from hfvit.inference.classifier import Classifier, check_tta, load_classifier
 from hfvit.inference.execution_providers import Providers
 from hfvit.utils.checks import check_integer, check_number
 
@@ -37,6 +38,7 @@ def validate(
     threads: int | None = None,
     providers: Providers | None = None,
     show_progress: bool = True,
+    revision: str | None = None,
 ) -> Comparison:
     """Compare artifacts with a reference on the same images, and save the result.
 
@@ -62,6 +64,7 @@ def validate(
         threads: CPU threads. Default: PyTorch's.
         providers: ONNX Runtime execution providers of ONNX files, instead of `device`.
         show_progress: show a progress bar on a terminal.
+        revision: branch, tag or commit of the reference, if it is a Hub id. Default: main.
 
     Returns:
         Accuracy, agreement and speed of each artifact, whether all are within the limits (`passed`), and all metrics
@@ -78,6 +81,7 @@ def validate(
     check_integer("batch_size", batch_size)
     check_number("max_accuracy_drop", max_accuracy_drop, 100)
     check_number("min_agreement", min_agreement, 1, optional=True)
+    hub = revision_arguments(reference, revision)
     others = [others] if isinstance(others, str | Path) else list(others)
     paths = [reference, *others]
     check_recordable(paths)
@@ -91,14 +95,22 @@ def validate(
         text_column=text_column,
         max_samples=max_samples,
         seed=seed,
+        revision=revision,
     )
+
+    def load(**change: Any) -> Classifier:
+        classifier = load_classifier(reference, device, threads, **hub, **change)
+        if revision is not None:  # OTHER may be another revision
+            classifier.name = f"{reference}@{revision}"
+        return classifier
+
     changes: list[dict[str, Any]] = []
     for name, values in (("patch_size", patch_size), ("merge_tokens", merge_tokens)):
         changes += [{name: value} for value in ([values] if isinstance(values, Integral | str) else values)]
     changes += [{"bf16": True}] if bf16 else []
-    variants = [load_classifier(reference, device, threads, **change) for change in changes]
+    variants = [load(**change) for change in changes]
     comparison = compare(
-        reference,
+        load() if hub else reference,
         [*others, *variants],
         labeled,
         max_accuracy_drop=max_accuracy_drop,

@@ -109,7 +109,11 @@ class PushedFile:
 
 
 def files_to_push(
-    folder: str | Path, repo_id: str, include: tuple[str, ...] = (), hub_card: str = ""
+    folder: str | Path,
+    repo_id: str,
+    include: tuple[str, ...] = (),
+    hub_card: str = "",
+    revision: str | None = None,
 ) -> list[PushedFile]:
     """Select the files to push, sorted by path.
 
@@ -122,6 +126,7 @@ def files_to_push(
         repo_id: repository to push to, `user/name`.
         include: exports to push, of `onnx`, `openvino`, `executorch` and `tensorrt`.
         hub_card: model card in the repository, empty if it has none.
+        revision: branch to push to. Default: main.
 
     Raises:
         PushArgumentError: the folder has no checkpoint, or an export is missing or of another model.
@@ -143,8 +148,11 @@ def files_to_push(
         for path, file in _matching(root, "", (*ROOT, *PLOTS))
         if not any(fnmatch(path, pattern) for pattern in PLOTS_WITH_IMAGES)
     }
-    if record and _adapter_files(record):
-        found |= dict(_matching(root, f"{ADAPTER_FOLDER}/", ADAPTER_FILES))
+    if record:
+        for name in (SoupRecord.FILE, ExtensionRecord.FILE):  # of weights that the run has replaced
+            found.pop(name, None)
+        if _adapter_files(record):
+            found |= dict(_matching(root, f"{ADAPTER_FOLDER}/", ADAPTER_FILES))
     for export in include:
         found |= _export(root, export)
     for name in REDACTED_FILES:
@@ -160,7 +168,7 @@ def files_to_push(
         with _name_file_in_errors(root / RUN_FILE):
             earlier = (hub_card, local_card)
             plots = any(path.startswith("plots/") for path in found)
-            card = render_card(record, repo_id.split("/")[-1], repo_id, exports, earlier, plots)
+            card = render_card(record, repo_id.split("/")[-1], repo_id, exports, earlier, plots, revision)
         found[CARD_FILE] = card.encode()
         if result := eval_results_file(record):
             found[result[0]] = result[1].encode()
@@ -257,7 +265,7 @@ def _export(root: Path, name: str) -> dict[str, Path]:
         with _name_file_in_errors(root / "config.json"):
             labels = _labels(checkpoint_config)
         with _name_file_in_errors(config):
-            exported = list((export_config.get("id2label") or {}).values())
+            exported = _labels({"id2label": export_config.get("id2label")})
         if labels and labels != exported:
             raise PushArgumentError(
                 f"--include {name}: the classes of {config.parent} differ from the checkpoint's. Export it again."
@@ -312,8 +320,11 @@ def _check_not_a_link(path: Path) -> None:
 
 
 def _labels(config: dict) -> list[str]:
-    """Return the class names of a checkpoint's config.json."""
-    return config.get("label_names") or list((config.get("id2label") or {}).values())
+    """Return the class names of a config.json, in the order of the logits."""
+    if names := config.get("label_names"):
+        return names
+    by_index = {int(index): name for index, name in (config.get("id2label") or {}).items()}
+    return [by_index[index] for index in sorted(by_index)]  # files may have 0, 1, 10, 11, ..., 2
 
 
 def _read_json(path: Path) -> dict:

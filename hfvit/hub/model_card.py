@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
@@ -219,6 +220,7 @@ def render_card(
     exports: dict[str, list[ExportRow]] | None = None,
     earlier: Sequence[str] = (),
     with_plots: bool = True,
+    revision: str | None = None,
 ) -> str:
     """Render model_card.md for a run.
 
@@ -229,6 +231,7 @@ def render_card(
         exports: folder name of each export -> its `export_rows`.
         earlier: cards whose user text and metadata are kept; a later card has precedence.
         with_plots: refer to the figures in `plots/`.
+        revision: branch of the repository. Default: main.
     """
     metrics = record.result
     data = record.data
@@ -238,6 +241,7 @@ def render_card(
     multi_label = isinstance(metrics, MultiLabelMetrics)
     public = redact_record(record)
     texts_are_local = model.texts is not None and model.texts.is_local
+    branch = quote(revision or "main", safe="")
     template = shipped("model_card.md")
     environment = markdown_environment(template.parent, keep_trailing_newline=True)
     card = environment.get_template(template.name).render(
@@ -252,7 +256,7 @@ def render_card(
         temperature=record.temperature,
         with_plots=with_plots,
         # Not every viewer resolves a relative URL in `srcset`.
-        plots="" if repository == PLACEHOLDER else f"https://huggingface.co/{repository}/resolve/main/",
+        plots="" if repository == PLACEHOLDER else f"https://huggingface.co/{repository}/resolve/{branch}/",
         classes=metrics.per_class if len(metrics.per_class) <= MAX_TABLE_CLASSES else [],
         model=public.model,
         protocol=_protocol(model),

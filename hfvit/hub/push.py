@@ -121,7 +121,10 @@ def push(
             raise TypeError(f"{option}: must be True or False, got {value!r}.")
     if isinstance(include, str) or not isinstance(include, Iterable):
         raise TypeError(f"include: must be a list of exports, got {include!r}.")
-    return push_to(folder, Destination(repo_id, private, revision, create_pr, token), tuple(include), message)
+    include = tuple(include)
+    if unknown := [name for name in include if name not in list(EXPORTS)]:
+        raise PushArgumentError(f"include: must be of {', '.join(EXPORTS)}, got {unknown[0]!r}.")
+    return push_to(folder, Destination(repo_id, private, revision, create_pr, token), include, message)
 
 
 def push_to(
@@ -268,7 +271,7 @@ def _send(folder: str | Path, destination: Destination, include: tuple[str, ...]
                 retry(api.create_branch, repo_id, branch=destination.revision, exist_ok=True)
         before = retry(api.model_info, repo_id, revision=destination.revision).sha
         repository = _read_repository(api, destination)
-    files = files_to_push(folder, repo_id, include, repository.card)
+    files = files_to_push(folder, repo_id, include, repository.card, destination.revision)
     outdated = outdated_files(repository, files, include)
     if not any(file.path == CARD_FILE for file in files):
         _print_note(f"no model card is pushed, since {folder} has no {RUN_FILE} and no {CARD_FILE}")
@@ -494,7 +497,7 @@ def dry_run(folder: str | Path, destination: Destination, include: tuple[str, ..
         destination = check_destination(destination)
         with _hub_errors(destination.repo_id):
             repository = _existing_repository(destination)
-        files = files_to_push(folder, destination.repo_id, include, repository.card)
+        files = files_to_push(folder, destination.repo_id, include, repository.card, destination.revision)
         outdated = outdated_files(repository, files, include)
     except PushArgumentError:
         raise

@@ -11,6 +11,8 @@ import datasets
 import numpy as np
 import pytest
 from helpers.images import LABELS, colored_split
+from helpers.loopback_hub import LoopbackHub
+from helpers.loopback_store import Blob
 from helpers.messages import assert_names, option_of
 from helpers.onnx_graphs import BRIGHTEST, expected_logits, write_configs, write_graph
 from helpers.recipes import write_micro_recipe
@@ -20,6 +22,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, recall_score
 
 import hfvit
+from hfvit.artifacts.export_folder import export_rows
 from hfvit.artifacts.export_record import ExportRecord
 from hfvit.cli import main as hfvit_command
 from hfvit.errors import DataError, ModelError
@@ -466,3 +469,41 @@ def test_validate_takes_one_other_artifact(tmp_path):
     with pytest.raises(ModelError) as caught:
         hfvit.validate(folder, str(tmp_path / "other.onnx"))
     assert_names(caught.value, tmp_path / "other.onnx")
+
+
+def test_validate_of_a_hub_id_reads_its_revision(out, colors, tmp_path, monkeypatch, capsys):
+    """The main branch has other classes, which the data set lacks."""
+    files = {name: (out / name).read_bytes() for name in ("config.json", "model.safetensors")}
+    content = json.loads(files["config.json"])
+    other = json.dumps({**content, "label_names": ["one", "two", "three"]}).encode()
+    images = ["--dataset_name", colors, "--split", "test"]
+    with LoopbackHub() as hub:
+        hub.take_over(monkeypatch, tmp_path / "cache")
+        repository = hub.create("user/vit", files=files)
+        first = repository.commits[repository.resolve("main")]
+        repository.refs["v1"] = repository.resolve("main")
+        repository.commit({**first, "config.json": Blob(other)}, "other classes")
+        assert command("validate", "user/vit", *images) == 2
+        words = ["--revision", "v1", "--bf16", "--max_accuracy_drop", 100]
+        assert command("validate", "user/vit", out / "onnx" / "model.onnx", *images, *words) == 0
+    printed = capsys.readouterr().out
+    logits = hfvit.load_classifier(out, device="cpu").logits(TEST_ROWS["img"])
+    accuracy = (logits.argmax(axis=1) == np.array(TEST_ROWS["label"])).mean()
+    assert_names(printed, "user/vit@v1", "user/vit@v1 bf16", f"{accuracy:.2%}")
+    gate = ExportRecord.load(out / "onnx").files["model.onnx"].gate
+    assert (gate.reference.artifact, gate.reference.accuracy) == ("user/vit@v1", accuracy)
+    assert command("validate", out, "--revision", "v1") == 2
+    assert option_of(capsys.readouterr().err) == "revision"
+
+
+def test_validation_of_an_export_alone_is_no_agreement_with_pytorch(out):
+    assert command("validate", out / "onnx" / "model_quantized.onnx") == 0
+    rows = {row.name: row for row in export_rows(out / "onnx")}
+    row = rows["model_quantized.onnx"]
+    assert row.score == f"{ExportRecord.load(out / 'onnx').files[row.name].gate.accuracy:.2%}"
+    assert (row.agreement, row.difference) == ("", "")
+    command("validate", out, out / "onnx" / "model_quantized.onnx")
+    rows = {row.name: row for row in export_rows(out / "onnx")}
+    gate = ExportRecord.load(out / "onnx").files[row.name].gate
+    assert rows[row.name].agreement == f"{gate.agreement:.2%}"
+    assert rows[row.name].difference == f"{gate.max_logit_difference:.2g}"

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from helpers.images import colored_image
+from helpers.loopback_hub import LoopbackHub
 from helpers.messages import option_of
 from helpers.recipes import write_micro_recipe
 from PIL import Image
+from safetensors.torch import load_file, save
 from sklearn.neighbors import NearestCentroid
 from transformers import AutoModelForImageClassification
 
@@ -19,7 +21,8 @@ from hfvit.artifacts.artifact import find_artifact
 from hfvit.cli import main
 from hfvit.demo.run_results import read_results
 from hfvit.errors import DataError, ModelError
-from hfvit.evaluation.extend import fit_prototypes, leave_one_out_scores, prototype_scores
+from hfvit.evaluation.extend import Rows, fit_prototypes, leave_one_out_scores, new_accuracy, prototype_scores
+from hfvit.evaluation.split import evaluation_split
 from hfvit.pipeline import main as train
 
 
@@ -107,6 +110,49 @@ def test_extended_checkpoint_has_old_logits_and_new_classes(run, tmp_path, capsy
     assert next(iter(after(Image.new("RGB", (20, 20), "black")))) == "black"
     assert next(iter(after(Image.new("RGB", (20, 20), "white")))) == "white"
     assert [path.name for path in target.iterdir() if path.name.startswith(".")] == []
+
+
+def test_accuracies_of_old_classes_are_of_images_that_fitted_nothing(run, tmp_path):
+    target = tmp_path / "extended"
+    record = hfvit.extend(run, write_classes(tmp_path / "new"), target, split="test", device="cpu")
+    split = evaluation_split(run, split="test")
+    images, labels = list(split.images())[1::2], split.labels[1::2]
+    assert record.old_images == len(labels) == 15
+    for folder, accuracy in ((run, record.old_accuracy_before), (target, record.old_accuracy)):
+        predicted = hfvit.load_classifier(folder, device="cpu").logits(images).argmax(axis=1)
+        assert accuracy == (predicted == labels).mean()
+
+
+def test_new_accuracy_leaves_out_classes_of_one_image():
+    weight, bias = np.eye(2, 8), np.zeros(2)
+    rows = Rows(weight, bias, scale=1.0, offset=-10.0, center=np.zeros(8))
+    many = np.tile(10 * np.eye(8)[2], (4, 1)) + np.eye(4, 8)
+    one = np.eye(8)[:1]  # its old class has the larger logit
+    assert new_accuracy(weight, bias, rows, [many, one]) == 1.0
+    assert new_accuracy(weight, bias, rows, [many[:1], one]) is None
+
+
+def test_extend_of_a_hub_id_reads_its_revision(run, colors, tmp_path, monkeypatch):
+    """The main branch has other weights."""
+    files = {name: (run / name).read_bytes() for name in ("config.json", "model.safetensors")}
+    zeros = {name: torch.zeros_like(value) for name, value in load_file(run / "model.safetensors").items()}
+    new, options = write_classes(tmp_path / "new"), {"dataset_name": str(colors), "split": "test", "device": "cpu"}
+    with LoopbackHub() as hub:
+        hub.take_over(monkeypatch, tmp_path / "cache")
+        repository = hub.create("user/vit", files=files | {"model.safetensors": save(zeros, {"format": "pt"})})
+        hub.create("user/other", files=files)  # stores the weights
+        other = hub.model("user/other")
+        repository.commit(other.commits[other.resolve("main")], "trained", "v1")
+        found = hfvit.extend("user/vit", new, tmp_path / "out", revision="v1", **options)
+    assert found == hfvit.extend(run, new, tmp_path / "local", **options)
+    extended, local = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "local"))
+    assert extended.keys() == local.keys()
+    for name, value in extended.items():
+        torch.testing.assert_close(value, local[name])
+    with pytest.raises(ModelError, match=r"^--revision: "):
+        hfvit.extend(run, new, tmp_path / "none", revision="v1", **options)
+    assert command(run, new, "--output_dir", tmp_path / "none", "--revision", "v1") == 2
+    assert not (tmp_path / "none").exists()
 
 
 def test_extend_joins_folders_whose_names_are_one_class_in_unicode(run, tmp_path):

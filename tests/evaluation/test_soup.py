@@ -95,6 +95,16 @@ def test_soup_of_runs_equals_plain_means(runs, tmp_path, kind):
     )
 
 
+def test_run_that_is_passed_twice_counts_once(runs, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(runs))
+    members = ["~/a", runs / "b", runs / "a", f"{runs}/b/"]
+    record = hfvit.soup(members, tmp_path / "soup", kind="uniform", split="test", device="cpu")
+    assert [member.name for member in record.soup.members] == ["a", "b"]
+    saved = load_file(tmp_path / "soup" / "model.safetensors")
+    for name, value in mean([load_file(runs / name / "model.safetensors") for name in "ab"]).items():
+        torch.testing.assert_close(saved[name], value, atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("names", [("a", "half"), ("half", "a")])
 def test_soup_of_runs_with_different_dtypes_is_their_mean(runs, tmp_path, names):
     model = hfvit.HFViTForImageClassification.from_pretrained(runs / "b").to(torch.bfloat16)

@@ -428,6 +428,8 @@ def test_claim_folder_of_unsuitable_folder_names_it(tmp_path):
     check_same_model(tmp_path, {"model_type": "vit"}, "1f")
     with pytest.raises(ModelError, match=rf"^output: {tmp_path} .*\bconfig\.json\b"):
         check_same_model(tmp_path, {"model_type": "swin"}, "1f")
+    (tmp_path / "config.json").write_text('{"model_type": "vit", "transformers_version": "5.1.0"}')
+    check_same_model(tmp_path, {"model_type": "vit", "transformers_version": "5.2.0"}, "1f")
     (tmp_path / "export.json").write_text("[]")
     with pytest.raises(ModelError, match=rf"^{tmp_path}/export\.json\b"):
         ExportRecord.load(tmp_path)

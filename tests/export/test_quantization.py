@@ -22,8 +22,8 @@ from transformers import (
 
 from hfvit.errors import DataError, HFViTError, ModelError
 from hfvit.export.fusion import fuse
-from hfvit.export.graph import cpu_session
-from hfvit.export.int8_kernels import quantize_kernel
+from hfvit.export.graph import constant, cpu_session
+from hfvit.export.int8_kernels import measure_ranges, quantize_kernel, quantize_products
 from hfvit.export.onnx import export_onnx
 from hfvit.export.quantization import attention_products, load_float_graph, quantize_onnx
 
@@ -473,3 +473,23 @@ def test_fuse_with_mean_pooling_keeps_all_tokens(fused):
     found = [node.op_type for node in onnx.load(fused["timm_mean"]).graph.node]
     assert found.count("Attention") == DEPTH
     assert "MultiHeadAttention" not in found
+
+
+@pytest.mark.parametrize("spans", [((1, 2), (3, 7)), ((-7, -3), (-2, -1)), ((-1, 3), (-3, 5))], ids=["1", "-1", "0"])
+def test_static_range_is_the_mean_over_batches_with_zero(spans):
+    rng = np.random.default_rng(0)
+    pixels = [rng.uniform(*span, (4, 3, 4, 4)).astype(np.float32) for span in spans]
+    kernel = numpy_helper.from_array(rng.normal(size=(48, 5)).astype(np.float32), "kernel")
+    flatten = helper.make_node("Flatten", ["pixel_values"], ["x"])
+    product = helper.make_node("MatMul", ["x", "kernel"], ["logits"])
+    image = ("pixel_values", TensorProto.FLOAT, ["batch_size", 3, 4, 4])
+    graph = onnx_ir.from_proto(small_model([image], [flatten, product], [kernel]))
+    ranges = measure_ranges(graph, ({"pixel_values": batch} for batch in pixels))
+    low, high = (np.mean([reduced(batch) for batch in pixels]) for reduced in (np.min, np.max))
+    assert ranges["x"] == pytest.approx((low, high))
+    assert quantize_products(graph, ranges) == 1
+    quantizer = next(node for node in graph.graph if node.op_type == "QuantizeLinear")
+    scale, zero_point = (constant(value) for value in quantizer.inputs[1:])
+    low, high = min(low, 0), max(high, 0)
+    assert scale == pytest.approx((high - low) / 255, rel=1e-5)
+    assert zero_point == round(-low / ((high - low) / 255))

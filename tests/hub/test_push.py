@@ -331,7 +331,9 @@ def test_push_to_branch_or_pull_request_does_not_change_main(trained, hub, onlin
     assert push_to(trained, Destination("another/theirs", create_pr=True)) == f"{hub.url}/another/theirs/discussions/1"
     push_to(trained, Destination("user/branches", revision="next"))
     assert set(hub.model("another/theirs").files()) == set(hub.model("user/branches").files()) == {".gitattributes"}
-    assert set(hub.model("user/branches").files("next")) == PUSHED | {".gitattributes"}
+    files = hub.model("user/branches").files("next")
+    assert set(files) == PUSHED | {".gitattributes"}
+    assert "user/branches/resolve/next/plots/" in files["README.md"].decode()
 
 
 def test_edits_of_the_local_and_the_pushed_card_are_kept(out, hub, online):
@@ -623,3 +625,30 @@ def test_push_with_an_argument_of_another_type_names_it(wrong, tmp_path):
     [option] = wrong
     with pytest.raises(TypeError, match=f"^{option}:"):
         hfvit.push(**{"folder": tmp_path, "repo_id": "user/name", **wrong})
+
+
+def test_push_of_an_unknown_export_names_the_known_ones(tmp_path):
+    with pytest.raises(PushArgumentError, match=r"^include:") as caught:
+        hfvit.push(tmp_path, "user/name", include=["onx"])
+    assert_names(caught.value, "'onx'", "onnx", "tensorrt")
+
+
+def test_soup_or_extension_that_a_run_has_replaced_is_not_pushed(out):
+    soup_record().save(out)
+    extension_record("new").save(out)
+    assert {file.path for file in files_to_push(out, "user/x")} == PUSHED
+
+
+def test_classes_of_an_export_are_compared_by_their_index(tmp_path):
+    """Other programs sort the indices as text."""
+    names = {str(index): f"class {index}" for index in range(12)}
+    (tmp_path / "onnx").mkdir()
+    for name in ("model.safetensors", "onnx/model.onnx"):
+        (tmp_path / name).touch()
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": names}, sort_keys=True))
+    (tmp_path / "onnx" / "config.json").write_text(json.dumps({"id2label": names}))
+    assert "onnx/model.onnx" in {file.path for file in files_to_push(tmp_path, "user/x", ("onnx",))}
+    changed = {**names, "10": names["2"], "2": names["10"]}
+    (tmp_path / "onnx" / "config.json").write_text(json.dumps({"id2label": changed}))
+    with pytest.raises(PushArgumentError, match=r"^--include onnx:"):
+        files_to_push(tmp_path, "user/x", ("onnx",))

@@ -81,6 +81,8 @@ def test_summary_table_has_calibration_if_fitted():
 def test_dark_plots_of_a_pushed_card_have_absolute_urls():
     card = render_card(make_record(), "x", "user/x")
     assert 'srcset="https://huggingface.co/user/x/resolve/main/plots/reliability_dark.png"' in card
+    card = render_card(make_record(), "x", "user/x", revision="next/try")
+    assert 'srcset="https://huggingface.co/user/x/resolve/next%2Ftry/plots/reliability_dark.png"' in card
 
 
 def test_eval_results_file_of_a_hub_data_set():
@@ -129,6 +131,19 @@ def test_card_lists_exports_and_their_usage(tmp_path):
     assert 'dtype: "fp32"' in text
     assert 'hf_hub_download("user/x", "onnx/model.onnx")' in text
     assert "onnxruntime" not in render_card(make_record(), "x", "user/x")
+
+
+@pytest.mark.parametrize(
+    ("reference", "shown"),
+    [("out", True), ("user/x@v1", True), ("onnx/model.onnx", False), ("1/model.plan", False), (None, True)],
+)
+def test_agreement_with_pytorch_is_that_with_a_checkpoint(tmp_path, reference, shown):
+    row = artifact_result("onnx/model.onnx", agreement=0.99, max_logit_difference=0.25)
+    gate = make_gate(row).of(row, reference and artifact_result(reference))
+    ExportRecord(files={"model.onnx": exported_file(gate=gate)}).save(tmp_path)
+    (tmp_path / "model.onnx").touch()
+    (found,) = export_rows(tmp_path)
+    assert (found.score, found.difference, found.agreement) == ("94.80%", *(("0.25", "99.00%") if shown else ("", "")))
 
 
 def test_user_text_in_the_card_is_kept_by_the_next_run(tmp_path):
