@@ -4,6 +4,7 @@ import copy
 import glob
 import inspect
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -41,6 +42,7 @@ MIN_WORKER_BATCH = 4
 # Images per forward pass: caches limit a CPU, launches of kernels a GPU.
 CPU_BATCH = 16
 DEVICE_BATCH = 128
+CALL_PIXELS = 32_000_000  # of all images in a call of a graph with preprocessing, with about 35 bytes of memory each
 _HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
 _EXPORT_OPTIONS = (*_HUB_OPTIONS, "proxies", "trust_remote_code")  # of `from_pretrained`, for exports
 # Pillow reads a file when its pixels are used, which threads with the same image must not do at once.
@@ -247,8 +249,10 @@ class Classifier:
         by_size: dict[tuple, list[int]] = {}
         for index, pixels in enumerate(prepared):
             by_size.setdefault(pixels.shape, []).append(index)
-        for indices in by_size.values():
-            logits[indices] = self.backend(np.stack([prepared[index] for index in indices]))
+        for shape, indices in by_size.items():
+            step = max(1, CALL_PIXELS // math.prod(shape[:2])) if self.backend.takes_pixels else len(indices)
+            for part in batched(indices, step):
+                logits[part] = self.backend(np.stack([prepared[index] for index in part]))
         return logits
 
     @property

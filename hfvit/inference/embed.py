@@ -17,7 +17,7 @@ from tqdm import tqdm
 from hfvit.errors import ModelError, mask_credentials, printable
 from hfvit.inference.backends import TorchBackend
 from hfvit.inference.classifier import Classifier, as_classifier, as_images, is_one_image
-from hfvit.inference.predict import ImageReader
+from hfvit.inference.predict import ImageReader, shown_name
 from hfvit.inference.prediction_file import complete_file
 
 ROWS_PER_GROUP = 4096  # of a Parquet file
@@ -112,7 +112,7 @@ def embed_files(
                 is_finite = np.isfinite(features).all(axis=1)
                 for name in compress(readable, ~is_finite):
                     errors[name] = mask_credentials(f"{name}: the features are NaN or infinite.")
-                kept = [printable(mask_credentials(name)) for name in compress(readable, is_finite)]
+                kept = [printable(shown_name(name)) for name in compress(readable, is_finite)]
                 pending.append((kept, features[is_finite]))
             if sum(len(found) for _, found in pending) >= ROWS_PER_GROUP:
                 write(writer)

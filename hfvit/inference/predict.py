@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from hfvit.data.decode import read_image
+from hfvit.data.decode import is_url, read_image
 from hfvit.errors import DataError, mask_credentials, printable
 from hfvit.inference.classifier import Classifier, PreparedImage
 from hfvit.inference.prediction_file import prediction_file
@@ -26,11 +26,19 @@ THUMBNAIL_SIZE = 224  # pixels
 MAX_TITLE_LENGTH = 28  # characters of a name in a grid
 
 
+def shown_name(name: str) -> str:
+    """Return the name of an image as in outputs: a URL without credentials.
+
+    The name of a file stays, since a folder may have the name that is the value of a variable such as DB_PASSWORD.
+    """
+    return mask_credentials(name) if is_url(name) else name
+
+
 @dataclass
 class Prediction:
     """Hold the most probable classes of an image, or the reason why it failed.
 
-    Credentials in `name` and `error` are masked.
+    Credentials in `error`, and in `name` if it is a URL, are masked.
     """
 
     name: str
@@ -39,7 +47,7 @@ class Prediction:
     thumbnail: Image.Image | None = None
 
     def __post_init__(self) -> None:
-        self.name = mask_credentials(self.name)
+        self.name = shown_name(self.name)
         self.error = self.error and mask_credentials(self.error)
 
     def to_json(self) -> str:

@@ -1,6 +1,9 @@
 """Write predictions as CSV, Parquet or JSON Lines, one batch at a time."""
 
 import csv
+import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,14 +22,28 @@ ROWS_PER_GROUP = 10_000
 def complete_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path that is renamed to `path` if there is no error.
 
+    SIGTERM raises `SystemExit`, so that the temporary file is deleted.
+
     Raises:
         HFViTError: the disk is full or not writable.
     """
     try:
-        with temporary_file(path) as temporary:
+        with _exiting_on_sigterm(), temporary_file(path) as temporary:
             yield temporary
     except OSError as error:
         raise HFViTError(f"--output: {path} cannot be written: {error.strerror or one_line(error)}.") from None
+
+
+@contextmanager
+def _exiting_on_sigterm() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # which alone can set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def load_libraries():
     Raises:
         HFViTError: one of them is not installed.
     """
-    for name in ("fastapi", "python_multipart", "uvicorn"):
+    for name in ("fastapi", "httptools", "python_multipart", "uvicorn"):
         import_optional(name, "serve", "The server")
     return import_optional("prometheus_client", "serve", "The server")
 
@@ -210,6 +210,8 @@ def build_app(classifier: Classifier, options: ServerOptions | None = None):
     """
     prometheus = load_libraries()
     from fastapi import FastAPI, Query, Request, Response
+    from fastapi.exception_handlers import request_validation_exception_handler
+    from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse, PlainTextResponse
 
     if classifier.text_reader:
@@ -263,6 +265,11 @@ def build_app(classifier: Classifier, options: ServerOptions | None = None):
             content = {"detail": detail}
         metrics.observe_request(status, time.perf_counter() - started)
         return JSONResponse(content, status, headers)
+
+    @app.exception_handler(RequestValidationError)  # of top_k, before `predict` is called
+    async def refuse(request: Request, error: RequestValidationError):
+        metrics.observe_request(422, 0.0)
+        return await request_validation_exception_handler(request, error)
 
     @app.get("/health", summary="Whether the server can classify")
     def health():

@@ -1,15 +1,19 @@
 """Dynamic batching: images of concurrent requests share forward passes."""
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from hfvit.errors import mask_credentials, one_line
+
+logger = logging.getLogger(__name__)
 
 SMOOTHING = 0.1  # weight of the last batch in the moving average of the seconds per image
 
@@ -26,10 +30,16 @@ class QueueFullError(Exception):
         self.retry_after = retry_after
 
 
-@dataclass(eq=False)
 class _Item:
-    value: Any
-    answer: asyncio.Future
+    """Image in the queue, which is let go of as soon as it is answered or abandoned."""
+
+    def __init__(self, value: Any, answer: asyncio.Future):
+        self.value = value
+        self.answer = answer
+        answer.add_done_callback(self._release)
+
+    def _release(self, _) -> None:
+        self.value = None
 
 
 class DynamicBatcher:
@@ -43,7 +53,7 @@ class DynamicBatcher:
         max_batch_size: largest number of images per batch.
         max_delay: longest time that an image waits for others while no batch runs, in seconds.
         queue_size: largest number of images that are reserved, waiting or running.
-        on_batch: called with the size and the seconds of each batch.
+        on_batch: called with the size and the seconds of each batch without an error.
     """
 
     def __init__(
@@ -97,43 +107,61 @@ class DynamicBatcher:
         return self.reserved - self.submitted
 
     async def _run_batches(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            batch = [item for item in await self._next_batch() if not item.answer.done()]  # without abandoned ones
-            if not batch:
-                continue
-            started = time.perf_counter()
-            try:
-                rows = await loop.run_in_executor(self._thread, self.run, [item.value for item in batch])
-            except Exception as error:
-                answers = [(item.answer, None, error) for item in batch]
-            else:
-                answers = [(item.answer, row, None) for item, row in zip(batch, rows, strict=True)]
-            seconds = time.perf_counter() - started
-            self.seconds_per_image += SMOOTHING * (seconds / len(batch) - self.seconds_per_image)
-            self.on_batch(len(batch), seconds)
-            for answer, row, error in answers:
-                if answer.done():  # cancelled while the batch ran
-                    continue
-                if error is None:
-                    answer.set_result(row)
-                else:
-                    answer.set_exception(error)
+            await self._answer(await self._next_batch())
+
+    async def _answer(self, batch: list[_Item]) -> None:
+        """Run a batch, and after an error its halves.
+
+        An image that the model fails on then fails alone, and a batch that takes too much memory is divided.
+        """
+        batch = [item for item in batch if not item.answer.done()]  # without abandoned ones
+        if not batch:
+            return
+        loop = asyncio.get_running_loop()
+        started = time.perf_counter()
+        try:
+            rows = await loop.run_in_executor(self._thread, self.run, [item.value for item in batch])
+            answers = list(zip(batch, rows, strict=True))
+        except Exception as error:
+            answers = None
+            if len(batch) == 1:
+                if not batch[0].answer.done():
+                    batch[0].answer.set_exception(error)
+                return
+            reason = mask_credentials(one_line(error))
+            logger.warning("A batch of %d images failed, its halves are run: %s", len(batch), reason)
+        if answers is None:  # outside of the handler, whose traceback keeps the memory of the batch
+            half = len(batch) // 2
+            await self._answer(batch[:half])
+            await self._answer(batch[half:])
+            return
+        self._measure(len(batch), time.perf_counter() - started)
+        for item, row in answers:
+            if not item.answer.done():  # cancelled while the batch ran
+                item.answer.set_result(row)
+
+    def _measure(self, size: int, seconds: float) -> None:
+        per_image = seconds / size
+        before = self.seconds_per_image or per_image
+        self.seconds_per_image = before + SMOOTHING * (per_image - before)
+        self.on_batch(size, seconds)
 
     async def _next_batch(self) -> list[_Item]:
-        batch = [await self.queue.get()]
-        deadline = asyncio.get_running_loop().time() + self.max_delay
+        batch: list[_Item] = []
+        deadline = None  # from the first image on
         while len(batch) < self.max_batch_size:
-            if not self.queue.empty():
-                batch.append(self.queue.get_nowait())
-                continue
-            if not self.on_the_way:
+            if batch and self.queue.empty() and not self.on_the_way:
                 break
             try:
                 async with asyncio.timeout_at(deadline):
-                    batch.append(await self.queue.get())
+                    item = await self.queue.get()  # at once if there is one, also after the deadline
             except TimeoutError:
                 break
+            if item.answer.done():  # abandoned
+                continue
+            batch.append(item)
+            deadline = deadline or asyncio.get_running_loop().time() + self.max_delay
         return batch
 
 

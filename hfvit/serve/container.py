@@ -2,13 +2,14 @@
 
 import json
 import os
-import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
 from importlib.metadata import distribution, version
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 from hfvit.artifacts.artifact import ONNX_SUFFIX, OPENVINO_SUFFIX, Artifact, read_head
 from hfvit.artifacts.constants import CONFIG_FILE, PREPROCESSOR_FILE, PRETRAINED_CFG, RUN_FILE, WEIGHT_FILES
@@ -70,7 +71,7 @@ def write_container(artifact: Artifact, output: str | Path, words: Sequence[str]
         for file in (PACKAGE / "serve" / "handler.py", PACKAGE / "data" / "image_metadata.py"):
             shutil.copyfile(file, staging / file.name)
         runtime = RUNTIMES[artifact.file.suffix] if artifact.file else "timm"
-        libraries = dict.fromkeys([*_base_requirements(), *SERVER_LIBRARIES, runtime])  # each once
+        libraries = dict.fromkeys([*_requirements(), *_requirements("serve"), runtime])  # each once
         lines = "\n".join(f"{name}=={_version(name)}" for name in libraries)
         (staging / "requirements-server.txt").write_text(f"{lines}\n", encoding="utf-8")
         libraries = dict.fromkeys([runtime, "transformers", *(["timm"] if _has_timm_processor(artifact) else [])])
@@ -127,11 +128,22 @@ def _copy_package(target: Path) -> None:
     metadata.write_text(f"Metadata-Version: 2.1\nName: hfvit\nVersion: {version('hfvit')}\n", encoding="utf-8")
 
 
-def _base_requirements() -> list[str]:
-    """Return the names of the libraries of the base installation."""
-    lines = distribution("hfvit").requires or []
-    return [re.match(r"[\w.-]+", line)[0] for line in lines if "extra ==" not in line]
+def _requirements(extra: str = "") -> list[str]:
+    """Return the libraries of the base installation, or those of an extra.
+
+    Each has its own extras, such as `uvicorn[standard]`.
+    """
+    names = []
+    for line in distribution("hfvit").requires or []:
+        library = Requirement(line)
+        is_of_base = library.marker is None or library.marker.evaluate({"extra": ""})
+        is_wanted = library.marker is None or library.marker.evaluate({"extra": extra})
+        if is_wanted and is_of_base == (not extra):
+            extras = f"[{','.join(sorted(library.extras))}]" if library.extras else ""
+            names.append(f"{library.name}{extras}")
+    return names
 
 
 def _version(name: str) -> str:
-    return version(name).partition("+")[0]  # without the build, such as cpu or cu130
+    installed = version(name.partition("[")[0])
+    return installed.partition("+")[0]  # without the build, such as cpu or cu130

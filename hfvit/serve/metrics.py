@@ -18,7 +18,7 @@ class ServerMetrics:
         self.registry = prometheus.CollectorRegistry()
         own = {"registry": self.registry}
         self.requests = prometheus.Counter("hfvit_requests", "Requests to /predict by HTTP status.", ["status"], **own)
-        self.images = prometheus.Counter("hfvit_images", "Classified images.", **own)
+        self.images = prometheus.Counter("hfvit_images", "Images that the model has classified.", **own)
         self.request_seconds = prometheus.Histogram(
             "hfvit_request_seconds", "Seconds from request to response.", buckets=LATENCY_BUCKETS, **own
         )
@@ -31,7 +31,7 @@ class ServerMetrics:
         self.queue_images = prometheus.Gauge("hfvit_queue_images", "Images being read, waiting or running.", **own)
 
     def observe_batch(self, size: int, seconds: float) -> None:
-        """Count a forward pass."""
+        """Count a forward pass without an error."""
         self.images.inc(size)
         self.batch_images.observe(size)
         self.batch_seconds.observe(seconds)

@@ -15,6 +15,7 @@ JSON, MULTIPART = "application/json", "multipart/form-data"
 BINARY = "application/octet-stream"
 MAX_COMMAS = 16  # in a JSON body, beside those between the images
 FRAMING_BYTES = 64 * 1024  # allowance for the framing of a form or of JSON
+PART_BYTES = 64 * 1024  # of a form, parsed at a time
 
 # The request body in the OpenAPI document, since the route reads it itself.
 REQUEST_BODY = {
@@ -160,9 +161,12 @@ async def _parse_form(headers, body: bytes, limits: RequestLimits) -> PredictReq
     from starlette.formparsers import MultiPartException, MultiPartParser
 
     async def stream() -> AsyncIterator[bytes]:
-        yield body
+        for start in range(0, len(body), PART_BYTES):
+            yield body[start : start + PART_BYTES]
+            await asyncio.sleep(0)  # a body full of boundaries takes seconds, in which other requests are answered
 
     parser = MultiPartParser(headers, stream(), max_files=limits.max_images, max_fields=0)
+    parser.spool_max_size = limits.max_body  # in memory, as the body is; Starlette writes 1 MiB or more to a file
     try:
         form = await parser.parse()
     except MultiPartException as error:

@@ -23,7 +23,7 @@ def limited_protocol(head_seconds: float) -> Callable[..., asyncio.Protocol]:
             super().__init__(*args, **options)
             self._timer: asyncio.TimerHandle | None = None
             self._head_bytes = 0
-            self._in_body = False  # perhaps of a request that was refused before its end
+            self._progress = 0  # parts of bodies, and ends of heads and of bodies
 
         @property
         def _awaits_head(self) -> bool:
@@ -34,20 +34,27 @@ def limited_protocol(head_seconds: float) -> Callable[..., asyncio.Protocol]:
             self._set_timer()
 
         def data_received(self, data: bytes) -> None:
+            before = self._progress
             super().data_received(data)
-            in_head = self._awaits_head and not self._in_body
-            self._head_bytes = self._head_bytes + len(data) if in_head else 0
+            # Without progress, all of it is a part of a head, perhaps while the answer to an earlier request is
+            # pending, or of the trailers of a body.
+            self._head_bytes = self._head_bytes + len(data) if self._progress == before else 0
             if self._head_bytes > MAX_HEAD_BYTES:
-                self._close()
+                self._cancel_timer()
+                self.transport.close()
             else:
                 self._set_timer()
 
         def on_headers_complete(self) -> None:
-            self._in_body = True
+            self._progress += 1
             super().on_headers_complete()
 
+        def on_body(self, body: bytes) -> None:
+            self._progress += 1
+            super().on_body(body)
+
         def on_message_complete(self) -> None:
-            self._in_body = False
+            self._progress += 1
             super().on_message_complete()
 
         def connection_lost(self, exc: Exception | None) -> None:

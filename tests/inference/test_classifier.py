@@ -118,6 +118,24 @@ def test_classifier_with_preprocessing_graph_accepts_several_sizes(tmp_path):
     np.testing.assert_allclose(logits_of(tmp_path, images), expected, atol=1e-4)
 
 
+def test_calls_of_a_graph_with_preprocessing_have_limited_pixels(tmp_path, monkeypatch):
+    write_graph(tmp_path / "model.onnx", pixels=True)
+    classifier = hfvit.load_classifier(write_configs(tmp_path, processor=False), device="cpu")
+    images = [colored_image(seed % 3, np.random.default_rng(seed), size=16 + 16 * (seed % 2)) for seed in range(10)]
+    expected = np.stack([expected_logits(image) for image in images])
+    shapes = []
+    compute = OnnxBackend.__call__
+
+    def recorded(backend, batch, texts=None):
+        shapes.append(batch.shape[:3])
+        return compute(backend, batch, texts)
+
+    monkeypatch.setattr(OnnxBackend, "__call__", recorded)
+    monkeypatch.setattr("hfvit.inference.classifier.CALL_PIXELS", 800)
+    np.testing.assert_allclose(classifier.logits(images), expected, atol=1e-4)
+    assert shapes == [(3, 16, 16), (2, 16, 16), *[(1, 32, 32)] * 5]  # one that is above the limit is run alone
+
+
 def test_classifier_of_fixed_batch_graph_accepts_any_number_of_images(tmp_path, images):
     write_graph(tmp_path / "model.onnx", batch=4)
     expected = np.stack([expected_logits(image) for image in images])

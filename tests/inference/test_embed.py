@@ -148,6 +148,14 @@ def test_embed_masks_credentials_in_the_file(checkpoint, tmp_path, monkeypatch):
     assert names == ["https://***@example.org/0.png"]
 
 
+def test_embed_writes_file_names_as_they_are(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("MYSQL_PASSWORD", "wordpress")
+    write_images(tmp_path / "wordpress", 1)
+    assert command(checkpoint, tmp_path / "wordpress", "--output", tmp_path / "features.parquet") == 0
+    names = parquet.read_table(tmp_path / "features.parquet")["image"].to_pylist()
+    assert names == [str(tmp_path / "wordpress" / "0.png")]
+
+
 def test_features_that_are_not_finite_are_left_out_of_the_file(checkpoint, tmp_path, capsys):
     images = write_images(tmp_path / "images", 2)
     model = load_classifier(checkpoint, device="cpu").backend.model

@@ -3,14 +3,16 @@
 import csv
 import json
 import os
+import signal
 import threading
+import time
 import warnings
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from helpers.commands import run_command, run_into
+from helpers.commands import run_command, run_into, running_command
 from helpers.images import LABELS, colored_image
 from helpers.messages import assert_names, option_of
 from helpers.onnx_graphs import expected_logits, write_configs, write_graph
@@ -24,6 +26,7 @@ from hfvit.errors import ModelError
 from hfvit.inference.backends import OnnxBackend
 from hfvit.inference.classifier import load_classifier
 from hfvit.inference.predict import Prediction, predictions, write_grid
+from hfvit.inference.prediction_file import complete_file
 from hfvit.utils.csv_files import write_csv
 from hfvit.utils.threads import map_in_threads
 
@@ -232,6 +235,22 @@ def test_credentials_in_urls_are_masked_in_every_output(capsys, model, photos, t
     assert [json.loads(line)["image"] for line in texts[0].splitlines()] == [url.replace(token, "***") for url in urls]
 
 
+@pytest.mark.parametrize("ending", [".csv", ".parquet", ".jsonl"])
+def test_file_names_are_written_as_they_are(capsys, model, photos, tmp_path, monkeypatch, ending):
+    monkeypatch.setenv("MYSQL_PASSWORD", "wordpress")
+    files = [tmp_path / "wordpress" / name for name in ("a.png?token=abcdefgh.png", "a.png?token=ijklmnop.png")]
+    files[0].parent.mkdir()
+    for file in files:
+        os.link(photos / "a.png", file)
+    code, _, _ = command(capsys, model, files[0].parent, "--output", tmp_path / f"out{ending}", "--top_k", 1)
+    assert code == 0
+    if ending == ".jsonl":
+        names = [json.loads(line)["image"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    else:
+        names = [row["image"] for row in read_output(tmp_path / f"out{ending}")]
+    assert names == list(map(str, files))
+
+
 @pytest.mark.parametrize(
     ("words", "option", "data"),
     [
@@ -384,3 +403,34 @@ def test_map_in_threads_raises_where_the_result_is_due():
     assert next(results) == 1
     with pytest.raises(ZeroDivisionError):
         next(results)
+
+
+def test_sigterm_leaves_no_part_of_an_output(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    (tmp_path / "out.csv").write_text("earlier")
+
+    def write() -> None:
+        with complete_file(tmp_path / "out.csv") as temporary:
+            temporary.write_text("part")
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as stop:
+        write()
+    assert stop.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
+    assert (tmp_path / "out.csv").read_text() == "earlier"
+
+
+@pytest.mark.integration
+def test_sigterm_ends_predict_without_a_part_of_its_output(model, photos, tmp_path):
+    for number in range(5000):
+        os.link(photos / "a.png", photos / f"a{number}.png")
+    words = ["hfvit", "predict", model, photos, "--output", tmp_path / "out.csv", "--threads", 1]
+    with running_command(*words, log=tmp_path / "log") as (process, _):
+        while not list(tmp_path.glob(".out.*")):
+            time.sleep(0.005)
+        process.terminate()
+        assert process.wait(30) == 143
+    assert not [path for path in tmp_path.iterdir() if "out" in path.name]
+    assert "Traceback" not in (tmp_path / "log").read_text()

@@ -7,7 +7,7 @@ import re
 import runpy
 import shutil
 import struct
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from helpers.models import build_model
 from helpers.onnx_graphs import write_configs, write_graph
 from helpers.recipes import ARCHITECTURE, MICRO
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from PIL import Image, PngImagePlugin
 
 import hfvit
@@ -267,6 +268,32 @@ def test_requirements_are_the_installed_versions(containers):
             (specifier,) = requirement.specifier
             assert specifier.operator == operator
             assert specifier.version == version(requirement.name).partition("+")[0]
+
+
+def installed_with(lines: list[str]) -> set[str]:
+    """Return the names of the libraries that pip installs for requirements."""
+    done: set[tuple[str, frozenset[str]]] = set()
+    left = [Requirement(line) for line in lines]
+    while left:
+        library = left.pop()
+        key = (canonicalize_name(library.name), frozenset(library.extras))
+        if key in done:
+            continue
+        done.add(key)
+        try:
+            needed = [Requirement(line) for line in distribution(library.name).requires or []]
+        except PackageNotFoundError:
+            needed = []
+        for each in needed:
+            if each.marker is None or any(each.marker.evaluate({"extra": extra}) for extra in ("", *library.extras)):
+                left.append(each)
+    return {name for name, _ in done}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_server_of_the_container_has_all_libraries_of_the_extra(containers, kind):
+    lines = (containers / f"{kind}_container" / "requirements-server.txt").read_text().splitlines()
+    assert installed_with(["hfvit[serve]"]) - {"hfvit"} <= installed_with(lines)
 
 
 def test_folder_has_no_other_files_of_the_artifact(containers):

@@ -1,5 +1,6 @@
 """`hfvit serve`: a real server on a free loopback port."""
 
+import asyncio
 import base64
 import copy
 import io
@@ -19,7 +20,7 @@ import pytest
 from helpers.commands import running_command
 from helpers.images import LABELS, colored_image
 from helpers.onnx_graphs import expected_logits, write_configs, write_graph
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy.special import expit, softmax
 
 import hfvit
@@ -30,8 +31,10 @@ httpx = pytest.importorskip("httpx")
 pytest.importorskip("prometheus_client")
 pytest.importorskip("uvicorn")
 
+from starlette.datastructures import Headers  # noqa: E402
+
 from hfvit.serve.app import ServerOptions  # noqa: E402
-from hfvit.serve.payload import RequestLimits  # noqa: E402
+from hfvit.serve.payload import RequestLimits, read_request  # noqa: E402
 from hfvit.serve.server import listening_socket, serve, uvicorn_server  # noqa: E402
 
 FORM = b'--x\r\nContent-Disposition: form-data; name="\xff"; filename="a"\r\n\r\nx\r\n--x--\r\n'
@@ -233,6 +236,89 @@ def test_body_that_follows_a_refusal_is_read(server):
     received = answer_of(server, head, b"x" * 200_000, b"x" * 300_000, HEALTH + b"Connection: close\r\n\r\n")
     assert b" 415 " in received
     assert b" 200 " in received
+
+
+def test_body_that_does_not_arrive_is_refused_and_the_connection_closed(classifier):
+    head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\n"
+    with running(classifier, timeout=0.6, queue_size=1, limits=RequestLimits(max_images=1)) as client:
+        received = answer_of(client, head + b"x", b"x")
+        assert b"HTTP/1.1 408" in received
+        assert client.post("/predict", content=png(photo(1))).status_code == 200  # its place is free again
+
+
+def test_augmented_and_calibrated_scores_are_served(stock):
+    plain = hfvit.load_classifier(stock, device="cpu")
+    classifier = hfvit.load_classifier(stock, device="cpu", tta="flip")
+    classifier.temperature = 0.2
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8))
+    [one], [mirrored] = plain.logits([image]), plain.logits([ImageOps.mirror(image)])
+    assert np.abs(one - mirrored).max() > 0.01
+    scores = dict(zip(LABELS, softmax((one + mirrored) / 2 / 0.2), strict=True))
+    with running(classifier) as client:
+        found = client.post("/predict", content=png(image)).json()
+    assert {each["label"]: each["score"] for each in found} == pytest.approx(scores, abs=1e-5)
+
+
+def test_metrics_count_each_request_once_and_images_that_were_classified(classifier):
+    model = slowed(classifier, seconds=0)
+    with running(model) as client:
+        for content, status in ((png(photo(1)), 200), (b"no image", 422)):
+            assert client.post("/predict", content=content).status_code == status
+        assert client.post("/predict?top_k=x", content=png(photo(1))).status_code == 422
+        files = [("images", png(photo(1))), ("images", b"no image"), ("images", png(photo(2)))]
+        refused = client.post("/predict", files=files)
+        assert refused.status_code == 422
+        assert "image 2" in refused.json()["detail"]
+        model.backend.backend = lambda batch: 1 / 0
+        assert client.post("/predict", content=png(photo(1))).status_code == 500
+        text = client.get("/metrics").text
+    lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    counts = {key: float(value) for key, value in lines.items() if key.startswith("hfvit_requests_total")}
+    assert counts == {f'hfvit_requests_total{{status="{status}"}}': n for status, n in ((200, 1), (422, 3), (500, 1))}
+    assert float(lines["hfvit_request_seconds_count"]) == 5
+    assert float(lines["hfvit_images_total"]) == 1
+    assert float(lines["hfvit_queue_images"]) == 0
+
+
+def test_image_of_a_form_stays_in_memory(classifier, monkeypatch):
+    """The file system of a container may be read-only."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (700, 700, 3), np.uint8))
+    content = png(image)
+    assert len(content) > 2**20
+
+    def fail(*_, **__):
+        raise OSError("no usable temporary directory")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", fail)
+    with running(classifier) as client:
+        raw = client.post("/predict", content=content)
+        form = client.post("/predict", files=[("images", content)])
+    assert form.json() == [raw.json()]
+
+
+def test_other_tasks_run_while_a_form_is_parsed():
+    part = b'--x\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
+    content = b"\r\n--xy" * 150_000  # the beginning of a boundary, again and again
+    body = part + content + b"\r\n--x--\r\n"
+    ticks = []
+
+    async def stream():
+        yield body
+
+    async def tick() -> None:
+        while True:
+            ticks.append(1)
+            await asyncio.sleep(0)
+
+    async def run():
+        ticking = asyncio.create_task(tick())
+        request = SimpleNamespace(headers=Headers({"content-type": FORM_TYPE}), stream=stream)
+        found = await read_request(request, RequestLimits())
+        ticking.cancel()
+        return found
+
+    assert asyncio.run(run()).files == [content]
+    assert len(ticks) > len(body) / 100_000
 
 
 def test_concurrent_requests_share_batches_and_keep_their_images(classifier):
