@@ -65,4 +65,7 @@ def test_global_generators_are_seeded_for_each_image_and_restored():
     assert random.getstate() == before[0]
     assert np.array_equal(np.random.get_state()[1], before[1])
     assert torch.equal(torch.get_rng_state(), before[2])
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
     assert torch.equal(reader.for_training(np.array([4]), seeds[[4]], augmentation)["pixel_values"], together[[4]])
