@@ -17,7 +17,6 @@ from hfvit.errors import ModelError
 from hfvit.utils.files import check_writable, expand_user, read_object, sync, sync_tree, wrap_write_errors
 
 PACKAGE = Path(__file__).resolve().parents[1]
-SERVER_LIBRARIES = ("fastapi", "uvicorn", "python-multipart", "prometheus-client")
 # Beside transformers.
 RUNTIMES = {ONNX_SUFFIX: "onnxruntime", OPENVINO_SUFFIX: "openvino"}
 
