@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from hfvit.data.decode import decode, image_size
 from hfvit.data.labels import read_column
+from hfvit.data.tables import paths_to_read
 from hfvit.utils.environment import cores
 from hfvit.utils.files import remove_abandoned, temporary_file
 from hfvit.utils.threads import map_in_threads
@@ -70,12 +71,8 @@ def _file_states(split: Dataset) -> list[tuple[int, int] | None]:
     # Of all rows before a selection, so that bytes are not copied.
     if not any(chunk.field("bytes").null_count for chunk in split.data.column("image").chunks):
         return []
-    states = []
-    for chunk in read_column(split, "image").chunks:
-        has_bytes = chunk.field("bytes").is_valid().to_pylist()
-        for path, is_embedded in zip(chunk.field("path").to_pylist(), has_bytes, strict=True):
-            states.append(None if path is None or is_embedded else _file_state(path))
-    return states
+    paths = paths_to_read(read_column(split, "image"))
+    return [None if path is None else _file_state(path) for path in paths]
 
 
 def _file_state(path: str) -> tuple[int, int] | None:

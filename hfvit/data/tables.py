@@ -399,17 +399,27 @@ def as_images(
             )  # fmt: skip
         return _with_paths(dataset, column, values, split, folder, allow_outside)
     undecoded = dataset.cast_column(column, UNDECODED)
+    paths = paths_to_read(undecoded.with_format("arrow")[:].column(column))
+    if not any(path is not None for path in paths):
+        return undecoded
+    return _with_paths(undecoded, column, paths, split, folder, allow_outside)
+
+
+def paths_to_read(images: pa.ChunkedArray) -> list[str | None]:
+    """Return the path of each image without bytes, None for other images.
+
+    Args:
+        images: structs of bytes and path.
+    """
     paths: list[str | None] = []
-    for chunk in undecoded.with_format("arrow")[:].column(column).chunks:
+    for chunk in images.chunks:
         without_bytes = np.asarray(chunk.field("bytes").is_null()) & np.asarray(chunk.field("path").is_valid())
         if without_bytes.any():
             chunk_paths = chunk.field("path").to_pylist()
             paths += [path if missing else None for path, missing in zip(chunk_paths, without_bytes, strict=True)]
         else:
             paths += [None] * len(chunk)
-    if not any(path is not None for path in paths):
-        return undecoded
-    return _with_paths(undecoded, column, paths, split, folder, allow_outside)
+    return paths
 
 
 def _check_no_nulls(dataset: Dataset, column: str, split: str) -> None:
